@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// CanaryRolloutSpec says how traffic is shared between two InferenceServices.
+//
+// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService",message="stable.inferenceService and canary.inferenceService must be two different InferenceServices"
+type CanaryRolloutSpec struct {
+	// stable is the side that has the traffic before the rollout.
+	// +required
+	Stable RolloutSide `json:"stable"`
+
+	// canary is the side that the rollout moves traffic to.
+	// +required
+	Canary RolloutSide `json:"canary"`
+
+	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
+	// the canary is not ready it gets none, whatever is asked.
+	// +optional
+	// +kubebuilder:default=0
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100
+	CanaryPercent int32 `json:"canaryPercent"`
+
+	// routing says through which route the traffic flows.
+	// +optional
+	// +kubebuilder:default={}
+	Routing RolloutRouting `json:"routing,omitzero"`
+}
+
+// RolloutSide names one of the two sides of a rollout.
+type RolloutSide struct {
+	// inferenceService is the name of an InferenceService of the rollout's namespace.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	InferenceService string `json:"inferenceService"`
+}
+
+// RolloutRouting says through which route the traffic flows.
+//
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Adopt' ? has(self.virtualServiceRef) : !has(self.virtualServiceRef)",message="virtualServiceRef is needed in mode Adopt and has no meaning in mode Owned"
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways belong to the adopted VirtualService in mode Adopt; remove them here"
+// +kubebuilder:validation:XValidation:rule="!has(self.gateways) || has(self.hosts) || self.gateways.all(g, g == 'mesh')",message="gateways other than mesh need hosts"
+type RolloutRouting struct {
+	// mode is Owned or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service, both
+	// named like the rollout. Adopt has it edit the weights of one route of a VirtualService of yours, and nothing
+	// else in it.
+	// +optional
+	// +kubebuilder:default=Owned
+	Mode RoutingMode `json:"mode,omitempty"`
+
+	// hosts are the host names that clients call, in mode Owned. When unset, they call the Service that Outrigger makes:
+	// <rollout>.<namespace>.svc.cluster.local.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	Hosts []string `json:"hosts,omitempty"`
+
+	// gateways are the Istio Gateways whose traffic is routed, in mode Owned: names, namespace/name, or mesh for
+	// callers inside the mesh. When unset, mesh.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=317
+	Gateways []string `json:"gateways,omitempty"`
+
+	// virtualServiceRef names the route to edit, in mode Adopt.
+	// +optional
+	VirtualServiceRef *VirtualServiceReference `json:"virtualServiceRef,omitempty"`
+}
+
+// RoutingMode says whose the route is.
+//
+// +enum
+// +kubebuilder:validation:Enum=Owned;Adopt
+type RoutingMode string
+
+// Modes of routing.
+const (
+	// RoutingOwned has Outrigger make the route.
+	RoutingOwned RoutingMode = "Owned"
+	// RoutingAdopt has Outrigger edit the weights of a user's route.
+	RoutingAdopt RoutingMode = "Adopt"
+)
+
+// VirtualServiceReference names one HTTP route of a VirtualService of the same namespace.
+type VirtualServiceReference struct {
+	// name is the name of the VirtualService.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+
+	// route is the name of the HTTP route in it: spec.http[].name. The route must have one destination for each side.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Route string `json:"route"`
+}
+
+// CanaryRolloutStatus is what a CanaryRollout has come to.
+type CanaryRolloutStatus struct {
+	// conditions are Ready, RouteApplied and Stalled.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+
+	// observedGeneration is the generation of the spec that this status speaks of.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// host is the first host name at which clients find the route.
+	// +optional
+	Host string `json:"host,omitempty"`
+
+	// weights are the shares of the two sides.
+	// +optional
+	Weights RolloutWeights `json:"weights,omitzero"`
+}
+
+// RolloutWeights are the shares of the two sides, asked and in force.
+type RolloutWeights struct {
+	// desired is what the spec asks for.
+	// +optional
+	Desired *WeightPair `json:"desired,omitempty"`
+
+	// applied is what the route carries.
+	// +optional
+	Applied *WeightPair `json:"applied,omitempty"`
+}
+
+// WeightPair is the share of each side in percent; the two add up to 100.
+type WeightPair struct {
+	// stable is the share of the stable side, 0 to 100.
+	// +required
+	Stable int32 `json:"stable"`
+
+	// canary is the share of the canary side, 0 to 100.
+	// +required
+	Canary int32 `json:"canary"`
+}
+
+// CanaryRollout shares traffic between two InferenceServices, and follows every edit of its share at once.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=cro,categories=outrigger
+// +kubebuilder:printcolumn:name="Stable",type=string,JSONPath=`.spec.stable.inferenceService`
+// +kubebuilder:printcolumn:name="Canary",type=string,JSONPath=`.spec.canary.inferenceService`
+// +kubebuilder:printcolumn:name="Desired",type=integer,JSONPath=`.spec.canaryPercent`
+// +kubebuilder:printcolumn:name="Applied",type=integer,JSONPath=`.status.weights.applied.canary`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be a DNS label of at most 63 characters that starts with a letter, because a Service is named after it"
+type CanaryRollout struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// spec says how traffic is shared.
+	// +required
+	Spec CanaryRolloutSpec `json:"spec"`
+	// status is what the rollout has come to.
+	// +optional
+	Status CanaryRolloutStatus `json:"status,omitzero"`
+}
+
+// CanaryRolloutList is a list of CanaryRollout objects.
+//
+// +kubebuilder:object:root=true
+type CanaryRolloutList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []CanaryRollout `json:"items"`
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Condition types.
+const (
+	// ConditionReady is True when the object is usable now for what its spec asks.
+	ConditionReady = "Ready"
+	// ConditionStalled is True when nothing but a change by the user can help; its message says which.
+	ConditionStalled = "Stalled"
+	// ConditionAvailable is True when a Memcached serves, be it with fewer or more instances than asked, or is asked
+	// for none.
+	ConditionAvailable = "Available"
+	// ConditionMetricsAvailable is True when the statistics of every serving instance of a Memcached could be read.
+	ConditionMetricsAvailable = "MetricsAvailable"
+	// ConditionRouteApplied is True when the route of a CanaryRollout carries the wanted weights.
+	ConditionRouteApplied = "RouteApplied"
+)
+
+// Reasons of conditions.
+const (
+	// ReasonReady says that all is as the spec asks.
+	ReasonReady = "Ready"
+	// ReasonNotStalled says that nothing is asked of the user.
+	ReasonNotStalled = "NotStalled"
+	// ReasonScaledToZero says that a Memcached is asked for no instance and has none.
+	ReasonScaledToZero = "ScaledToZero"
+	// ReasonWaitingForInstances says that instances of a Memcached are still starting.
+	ReasonWaitingForInstances = "WaitingForInstances"
+	// ReasonWaitingForScalingWindow says that a Memcached will shrink once its scalingWindow has passed.
+	ReasonWaitingForScalingWindow = "WaitingForScalingWindow"
+	// ReasonInstancesUnreachable says that statistics of some serving instances could not be read.
+	ReasonInstancesUnreachable = "InstancesUnreachable"
+	// ReasonNameTaken says that an object of a name that Outrigger needs exists and belongs to somebody else.
+	ReasonNameTaken = "NameTaken"
+	// ReasonRefused says that the API server refused an object that Outrigger must write; the message holds its words.
+	ReasonRefused = "Refused"
+	// ReasonMemcachedNotFound says that the Memcached that a SidecarPolicy names does not exist.
+	ReasonMemcachedNotFound = "MemcachedNotFound"
+	// ReasonInferenceServiceNotFound says that an InferenceService that a CanaryRollout names does not exist.
+	ReasonInferenceServiceNotFound = "InferenceServiceNotFound"
+	// ReasonInferenceServiceNotReady says that an InferenceService that must take traffic is not ready for it.
+	ReasonInferenceServiceNotReady = "InferenceServiceNotReady"
+	// ReasonVirtualServiceNotFound says that the VirtualService that a CanaryRollout adopts does not exist.
+	ReasonVirtualServiceNotFound = "VirtualServiceNotFound"
+	// ReasonRouteNotFound says that the adopted VirtualService lacks the named route, or the route lacks a destination.
+	ReasonRouteNotFound = "RouteNotFound"
+	// ReasonRouteConflict says that another CanaryRollout already routes the same host, or edits the same route.
+	ReasonRouteConflict = "RouteConflict"
+	// ReasonWeightsApplied says that the route carries the wanted weights.
+	ReasonWeightsApplied = "WeightsApplied"
+)

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Annotations that a user sets on an InferenceService. KServe copies them to the pods of every component, so adding,
+// changing or removing one restarts those pods.
+const (
+	// AnnotationPreload set to "true" has the model fetched by Outrigger's preloader; "false" forbids it whatever a
+	// policy says.
+	AnnotationPreload = GroupName + "/preload"
+	// AnnotationFeatureCache names the Memcached, in the same namespace, that the pods use as their feature cache;
+	// "none" forbids a feature cache whatever a policy says.
+	AnnotationFeatureCache = GroupName + "/feature-cache"
+	// AnnotationSidecarPolicy names the one SidecarPolicy to use instead of those whose selector matches; "none" takes
+	// the InferenceService out of all policies.
+	AnnotationSidecarPolicy = GroupName + "/sidecar-policy"
+)
+
+// AnnotationNone is the value of AnnotationFeatureCache and AnnotationSidecarPolicy that switches the feature off.
+const AnnotationNone = "none"
+
+// Annotations and labels that Outrigger sets.
+const (
+	// AnnotationInjected is set by the pod webhook on every pod that it equipped; its value identifies the plan, so
+	// that pods with an outdated plan can be told apart.
+	AnnotationInjected = GroupName + "/injected"
+	// AnnotationAppliedHash is set on every object that Outrigger applies; its value identifies what was applied, so
+	// that an object that is up to date is not written again, also after a restart of the manager.
+	AnnotationAppliedHash = GroupName + "/applied-hash"
+	// AnnotationChangedAt is set on the ConfigMap of a ring: the time, in RFC 3339, when the ring's members last changed.
+	AnnotationChangedAt = GroupName + "/changed-at"
+	// LabelManagedBy with the value ManagedBy is on every object that Outrigger creates, and limits what its caches hold.
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	// LabelName tells the application: "memcached" on the pods of a Memcached.
+	LabelName = "app.kubernetes.io/name"
+	// LabelInstance names the Outrigger object that an object was created for.
+	LabelInstance = "app.kubernetes.io/instance"
+)
+
+// ManagedBy is the value of LabelManagedBy.
+const ManagedBy = "outrigger"
+
+// Names that pods of InferenceServices see.
+const (
+	// EnvFeatureCacheAddr is the environment variable that gives the predictor the address of its feature cache as
+	// host:port; it speaks the memcached text protocol.
+	EnvFeatureCacheAddr = "FEATURE_CACHE_ADDR"
+	// ContainerFeatureCache is the name of the feature cache's container in a pod.
+	ContainerFeatureCache = "feature-cache"
+)
+
+// RingConfigMapKey is the key of the ring document in the ConfigMap that RingConfigMapName names.
+const RingConfigMapKey = "ring.json"
+
+// RingConfigMapName returns the name of the ConfigMap that holds the ring document of a Memcached.
+func RingConfigMapName(memcached string) string {
+	return memcached + "-ring"
+}
