@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memcached
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"serverless.xyz/outrigger/memcached/memcachedtest"
+)
+
+func TestReadStatsOfARealServer(t *testing.T) {
+	server := memcachedtest.Start(t, "-m", "32", "-I", "2m", "-c", "100")
+	conn, err := net.Dial("tcp", server.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "set a 0 0 3\r\nabc\r\nget a\r\nget a\r\nget b\r\nversion\r\n")
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), "VERSION") {
+	}
+
+	s, err := ReadStats(t.Context(), server.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.ActiveConnections(); got != 1 {
+		t.Errorf("active connections = %d, want 1 (%d counted by the server)", got, s.CurrConnections)
+	}
+	if s.GetHits != 2 || s.GetMisses != 1 || s.CurrItems != 1 || s.Bytes == 0 || s.Evictions != 0 {
+		t.Errorf("stats = %+v, want 2 hits, 1 miss, 1 item and its bytes", s)
+	}
+	if s.LimitMaxBytes != 32<<20 || s.ItemSizeMax != 2<<20 || s.MaxConnections != 100 {
+		t.Errorf("stats = %+v, want the limits that the server was started with", s)
+	}
+	if s.PID == 0 || s.Version == "" {
+		t.Errorf("stats = %+v, want a process id and a version", s)
+	}
+}
+
+func TestProbeOfARealServer(t *testing.T) {
+	server := memcachedtest.Start(t)
+	version, err := Probe(t.Context(), server.Addr)
+	if err != nil || !strings.HasPrefix(version, "1.") {
+		t.Errorf("version = %q, %v, want 1.x", version, err)
+	}
+	server.Stop()
+	if _, err := Probe(t.Context(), server.Addr); err == nil {
+		t.Error("probe of a dead server: no error")
+	}
+}
+
+// TestProbeEndsWithItsContext has a process that accepts and never answers.
+func TestProbeEndsWithItsContext(t *testing.T) {
+	server := memcachedtest.Start(t)
+	server.Freeze()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := Probe(ctx, server.Addr); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error = %v, want the deadline", err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	time.AfterFunc(5*time.Millisecond, cancel)
+	if _, err := ReadStats(ctx, server.Addr); !errors.Is(err, context.Canceled) {
+		t.Errorf("error = %v, want the cancellation", err)
+	}
+}
+
+func TestActiveConnections(t *testing.T) {
+	tests := map[string]struct {
+		current int64
+		inter   string
+		want    int64
+	}{
+		"our own only":         {1, "10.0.0.1", 0},
+		"one client":           {2, "10.0.0.1", 1},
+		"two listeners":        {4, "127.0.0.1,10.0.0.1", 2},
+		"no -l":                {3, "NULL", 2},
+		"never below 0":        {0, "", 0},
+		"never below 0, again": {1, "a,b,c", 0},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := Stats{CurrConnections: tc.current, Listeners: listeners(tc.inter)}
+			if got := s.ActiveConnections(); got != tc.want {
+				t.Errorf("active connections = %d, want %d", got, tc.want)
+			}
+		})
+	}
+}
+
+// answering is a server that answers every connection with the text and closes it.
+func answering(t *testing.T, text string) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, text)
+			_ = conn.(*net.TCPConn).CloseWrite()
+			_, _ = io.Copy(io.Discard, conn)
+			_ = conn.Close()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+func TestReadStatsRefusesWrongAnswers(t *testing.T) {
+	tests := map[string]struct {
+		answer, want string
+	}{
+		"another protocol":    {"HTTP/1.1 400 Bad Request\r\n\r\n", "unexpected line"},
+		"closed at once":      {"", "EOF"},
+		"cut short":           {"STAT pid 1\r\nSTAT version 1.6.18\r\n", "EOF"},
+		"error line":          {"ERROR\r\n", "unexpected line"},
+		"fields missing":      {"STAT version 1.6.18\r\nEND\r\nEND\r\n", "no pid"},
+		"nothing in it":       {"END\r\nEND\r\n", "no version"},
+		"field is no number":  {"STAT version 1\r\nSTAT pid x\r\nEND\r\nEND\r\n", "pid"},
+		"line without an end": {strings.Repeat("x", 1<<16), "buffer full"},
+		"lines without an end": {
+			strings.Repeat("STAT a 1\r\n", maxStatsLines+1), "more than",
+		},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := ReadStats(t.Context(), answering(t, tc.answer))
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error = %v, want one with %q", err, tc.want)
+			}
+		})
+	}
+}
