@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 )
 
 // The bounds on what a configuration may ask for; they keep a broken file from asking for all the memory.
 const (
 	maxPixels = 1 << 20
 	maxLayers = 64
+	maxView   = 40
 )
 
 // Config is config.json, which lies beside the weights.
@@ -73,8 +75,8 @@ func (c Config) validate() error {
 	switch {
 	case c.Version == "":
 		return errors.New("version is empty")
-	case c.FeatureView == "":
-		return errors.New("featureView is empty")
+	case !validView(c.FeatureView):
+		return fmt.Errorf("featureView is %q, want 1 to %d of a-z A-Z 0-9 . - _ :", c.FeatureView, maxView)
 	case c.Input.Pixels < 1 || c.Input.Pixels > maxPixels:
 		return fmt.Errorf("input.pixels is %d, want 1 to %d", c.Input.Pixels, maxPixels)
 	case !(c.Input.Scale > 0) || math.IsInf(float64(c.Input.Scale), 0):
@@ -91,6 +93,16 @@ func (c Config) validate() error {
 		}
 	}
 	return nil
+}
+
+// validView keeps the view to what a cache key may begin with.
+func validView(view string) bool {
+	if view == "" || len(view) > maxView {
+		return false
+	}
+	return strings.IndexFunc(view, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune(".-_:", r))
+	}) < 0
 }
 
 // activationAt is what this server can compute: rectifiers inside, a distribution at the end.
