@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kserve is the only one that knows KServe's kinds, labels, container names and conditions.
+//
+// InferenceServices are read, never written: a typed object of one version would drop fields of another.
+package kserve
+
+import (
+	"github.com/kserve/kserve/pkg/apis/serving/v1beta1"
+	"github.com/kserve/kserve/pkg/constants"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+)
+
+// Names of the containers that KServe makes.
+const (
+	// ContainerPredictor runs the model.
+	ContainerPredictor = constants.InferenceServiceContainerName
+	// ContainerTransformer prepares requests, in a pod of its own or in the predictor's.
+	ContainerTransformer = constants.TransformerContainerName
+	// ContainerWorker runs a part of a model that spans nodes.
+	ContainerWorker = constants.WorkerContainerName
+	// ContainerStorageInitializer is the init container that fetches the model.
+	ContainerStorageInitializer = constants.StorageInitializerContainerName
+)
+
+// LabelInferenceService is on every pod of an InferenceService and holds its name.
+var LabelInferenceService = constants.InferenceServicePodLabelKey
+
+// labelComponent is on every pod of an InferenceService and tells its component.
+const labelComponent = constants.KServiceComponentLabel
+
+// InferenceService and InferenceServiceList are KServe's kinds.
+type (
+	// InferenceService is KServe's kind.
+	InferenceService = v1beta1.InferenceService
+	// InferenceServiceList is a list of InferenceServices.
+	InferenceServiceList = v1beta1.InferenceServiceList
+)
+
+// GroupVersionKind is that of an InferenceService.
+var GroupVersionKind = v1beta1.SchemeGroupVersion.WithKind("InferenceService")
+
+// AddToScheme registers KServe's kinds.
+func AddToScheme(scheme *runtime.Scheme) error {
+	return v1beta1.AddToScheme(scheme)
+}
+
+// ComponentOf tells from its labels which component a pod belongs to; "" is none that a SidecarPolicy can name.
+func ComponentOf(labels map[string]string) v1alpha1.Component {
+	switch labels[labelComponent] {
+	case string(v1beta1.PredictorComponent):
+		return v1alpha1.ComponentPredictor
+	case string(v1beta1.TransformerComponent):
+		return v1alpha1.ComponentTransformer
+	default:
+		return ""
+	}
+}
+
+// PredictorReady reports whether the predictor can take requests, by KServe's own condition.
+func PredictorReady(isvc *InferenceService) bool {
+	return isvc.Status.IsConditionReady(v1beta1.PredictorReady)
+}
+
+// PredictorService returns the name of the Service in front of the predictor's pods, in KServe's Standard mode.
+func PredictorService(isvc *InferenceService) string {
+	return constants.PredictorServiceName(isvc.Name, isvc.Spec.Predictor.Name)
+}
+
+// PredictorSelector returns the labels that pick the predictor's pods, in KServe's Standard mode. It is not the pair of
+// labels by which KServe finds, and deletes, what it takes for its own.
+func PredictorSelector(isvc *InferenceService) map[string]string {
+	return map[string]string{"app": constants.GetRawServiceLabel(PredictorService(isvc))}
+}
+
