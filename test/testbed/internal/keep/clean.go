@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keep
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ErrAlive says that a folder belongs to a living keeper and was left alone.
+var ErrAlive = errors.New("belongs to a testbed that runs")
+
+const cgroupMount = "/sys/fs/cgroup"
+
+// CgroupName returns the name of the cgroup, below the root of every hierarchy, that holds the pods of dir's node.
+func CgroupName(dir string) string { return "outrigger-testbed-" + filepath.Base(dir) }
+
+// Clean removes what a dead keeper left of the folder dir: processes, cgroups and the folder. It is an error wrapping
+// [ErrAlive] if its keeper lives, and none if there is nothing to remove.
+func Clean(dir string) error {
+	lock, err := lockDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
+	killMarked(filepath.Base(dir))
+	return remove(dir)
+}
+
+// lockDir takes the folder's lock, which a living keeper holds.
+func lockDir(dir string) (*os.File, error) {
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("looking at the testbed's folder: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the testbed's lock: %w", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s %w", filepath.Base(dir), ErrAlive), lock.Close())
+	}
+	return lock, nil
+}
+
+// remove removes cgroups and the folder; the processes are gone. The lock goes last, so that an interrupted removal
+// is taken up again.
+func remove(dir string) error {
+	err := removeCgroups(CgroupName(dir))
+	entries, readErr := os.ReadDir(dir)
+	if errors.Is(readErr, os.ErrNotExist) {
+		return err
+	}
+	err = errors.Join(err, readErr)
+	for _, e := range entries {
+		if e.Name() != lockName {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("removing the testbed's folder: %w", err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("removing the testbed's folder: %w", err)
+	}
+	return nil
+}
+
+// removeCgroups removes the named cgroup and those below it from every hierarchy, version 1 or 2.
+func removeCgroups(name string) error {
+	tops := []string{filepath.Join(cgroupMount, name)}
+	controllers, err := os.ReadDir(cgroupMount)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("listing cgroups: %w", err)
+	}
+	for _, c := range controllers {
+		tops = append(tops, filepath.Join(cgroupMount, c.Name(), name))
+	}
+	for _, top := range tops {
+		err = errors.Join(err, removeCgroup(top))
+	}
+	return err
+}
+
+func removeCgroup(top string) error {
+	var folders []string
+	_ = filepath.WalkDir(top, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			folders = append(folders, path)
+		}
+		return nil
+	})
+	slices.Reverse(folders) // Deepest first.
+	for _, f := range folders {
+		if err := rmdirPatiently(f); err != nil {
+			return fmt.Errorf("removing cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// rmdirPatiently removes a cgroup, which stays busy for a moment after its last process ended.
+func rmdirPatiently(path string) error {
+	var err error
+	for range 100 {
+		err = syscall.Rmdir(path)
+		if err == nil || errors.Is(err, syscall.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, syscall.EBUSY) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return &os.PathError{Op: "rmdir", Path: path, Err: err}
+}
+
+// killMarked kills processes whose environment names the testbed: those of a keeper that was killed before their
+// parent-death signal was set.
+func killMarked(id string) {
+	mark := []byte(markVariable + "=" + id)
+	for _, pid := range processes() {
+		env, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
+		if err == nil && pid != os.Getpid() && slices.ContainsFunc(bytes.Split(env, []byte{0}), func(e []byte) bool {
+			return bytes.Equal(e, mark)
+		}) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+func processes() []int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// children returns the processes whose parent is this one.
+func children() []int {
+	var pids []int
+	for _, pid := range processes() {
+		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+		if err != nil {
+			continue
+		}
+		// The command's name is in parentheses and may hold blanks: fields count from the last one on.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) > 1 && fields[1] == strconv.Itoa(os.Getpid()) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
