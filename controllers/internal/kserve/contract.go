@@ -6,6 +6,8 @@
 package kserve
 
 import (
+	"maps"
+
 	"github.com/kserve/kserve/pkg/apis/serving/v1beta1"
 	"github.com/kserve/kserve/pkg/constants"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -59,6 +61,24 @@ func ComponentOf(labels map[string]string) v1alpha1.Component {
 	}
 }
 
+// AnnotationsOf returns the annotations that hold for a component: those of the InferenceService, and over them those
+// of the component itself.
+func AnnotationsOf(isvc *InferenceService, component v1alpha1.Component) map[string]string {
+	merged := maps.Clone(isvc.Annotations)
+	if merged == nil {
+		merged = map[string]string{}
+	}
+	switch component {
+	case v1alpha1.ComponentPredictor:
+		maps.Copy(merged, isvc.Spec.Predictor.Annotations)
+	case v1alpha1.ComponentTransformer:
+		if isvc.Spec.Transformer != nil {
+			maps.Copy(merged, isvc.Spec.Transformer.Annotations)
+		}
+	}
+	return merged
+}
+
 // PredictorReady reports whether the predictor can take requests, by KServe's own condition.
 func PredictorReady(isvc *InferenceService) bool {
 	return isvc.Status.IsConditionReady(v1beta1.PredictorReady)
@@ -74,4 +94,3 @@ func PredictorService(isvc *InferenceService) string {
 func PredictorSelector(isvc *InferenceService) map[string]string {
 	return map[string]string{"app": constants.GetRawServiceLabel(PredictorService(isvc))}
 }
-

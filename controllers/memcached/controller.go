@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package memcached reconciles Memcached objects: a StatefulSet of memcached instances, the headless Service that names
+// them, and the ConfigMap that publishes the ring of those that hold keys.
+//
+// The published ring is the memory of the controller: what it holds and since when is read from there, never from the
+// status. An instance that is in the ring keeps its slot until the ring shrinks, so a pod that fails costs its own keys
+// only.
+package memcached
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/apply"
+	"serverless.xyz/outrigger/controllers/internal/status"
+	mc "serverless.xyz/outrigger/memcached"
+)
+
+// Name is the controller's name.
+const Name = "memcached"
+
+// fieldManager must never change, or fields written by an older release would have two owners.
+const fieldManager = "outrigger-memcached"
+
+// statsTimeout bounds the reading of statistics of all instances of one Memcached.
+const statsTimeout = 2 * time.Second
+
+// Reconciler brings the cluster to what a Memcached asks for.
+type Reconciler struct {
+	clock    clock.PassiveClock
+	client   client.Client
+	applier  *apply.Applier
+	reporter *status.Reporter
+	image    string
+}
+
+// New returns a Reconciler that runs image where a Memcached names none.
+func New(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, image string) *Reconciler {
+	return &Reconciler{
+		clock:    clk,
+		client:   c,
+		applier:  apply.New(c, fieldManager),
+		reporter: status.NewReporter(c, recorder, fieldManager),
+		image:    image,
+	}
+}
+
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=memcacheds,verbs=get;list;watch
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=memcacheds/status,verbs=patch
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=memcacheds/finalizers,verbs=update
+// +kubebuilder:rbac:groups="",resources=events,verbs=create;patch
+
+// Reconcile moves the cluster one step closer to what a Memcached asks for.
+func (r *Reconciler) Reconcile(ctx context.Context, m *v1alpha1.Memcached) (reconcile.Result, error) {
+	if m.DeletionTimestamp != nil {
+		return reconcile.Result{}, nil // owner references take the children
+	}
+	seen, err := r.observe(ctx, m)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	now := r.clock.Now()
+	p := planFor(m, seen, now)
+	err = r.apply(ctx, m, p)
+	return status.Result(p.wake(now), errors.Join(err, r.report(ctx, m, seen, p, err)))
+}
+
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
+
+func (r *Reconciler) observe(ctx context.Context, m *v1alpha1.Memcached) (observed, error) {
+	seen := observed{instances: map[int32]instance{}}
+	var err error
+	if seen.ring, err = r.observeRing(ctx, m); err != nil {
+		return seen, err
+	}
+	var pods corev1.PodList
+	if err := r.client.List(ctx, &pods, client.InNamespace(m.Namespace), client.MatchingLabels(labelsOf(m))); err != nil {
+		return seen, fmt.Errorf("listing instances: %w", err)
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if ordinal, ok := ordinalOf(m, pod.Name); ok {
+			seen.instances[ordinal] = instance{ready: podReady(pod), ip: pod.Status.PodIP}
+		}
+	}
+	seen.stats = readStats(ctx, seen.instances)
+	return seen, nil
+}
+
+func (r *Reconciler) observeRing(ctx context.Context, m *v1alpha1.Memcached) (*publishedRing, error) {
+	var cm corev1.ConfigMap
+	key := client.ObjectKey{Namespace: m.Namespace, Name: v1alpha1.RingConfigMapName(m.Name)}
+	if err := r.client.Get(ctx, key, &cm); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("reading the ring: %w", err)
+	}
+	if !metav1.IsControlledBy(&cm, m) {
+		return nil, nil // apply finds out whose it is
+	}
+	ring := &publishedRing{resourceVersion: cm.ResourceVersion}
+	document, err := mc.ParseDocument([]byte(cm.Data[v1alpha1.RingConfigMapKey]))
+	if err != nil {
+		// Somebody broke it. An empty ring has it rebuilt from the instances that are ready; the epoch goes on.
+		document = &mc.Document{Hash: mc.HashKetamaMD5, Epoch: m.Status.Ring.Epoch}
+	}
+	ring.document = *document
+	if at, err := time.Parse(time.RFC3339Nano, cm.Annotations[v1alpha1.AnnotationChangedAt]); err == nil {
+		ring.changedAt = at
+	}
+	return ring, nil
+}
+
+// readStats reads the statistics of all ready instances at once. Those that do not answer are left out.
+func readStats(ctx context.Context, instances map[int32]instance) map[int32]mc.Stats {
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	stats := make(map[int32]mc.Stats, len(instances))
+	for ordinal, one := range instances {
+		if !one.ready || one.ip == "" {
+			continue
+		}
+		wg.Go(func() {
+			if s, err := mc.ReadStats(ctx, dialAddress(one.ip)); err == nil {
+				mu.Lock()
+				defer mu.Unlock()
+				stats[ordinal] = s
+			}
+		})
+	}
+	wg.Wait()
+	return stats
+}
+
+// ordinalOf returns the ordinal of the instance that a pod's name stands for.
+func ordinalOf(m *v1alpha1.Memcached, pod string) (int32, bool) {
+	suffix, ok := strings.CutPrefix(pod, m.Name+"-")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(suffix, 10, 32)
+	return int32(n), err == nil && n >= 0
+}
+
+// +kubebuilder:rbac:groups="",resources=services;configmaps,verbs=get;list;watch;create;patch
+// +kubebuilder:rbac:groups=apps,resources=statefulsets,verbs=get;list;watch;create;patch
+
+// apply writes the ring before the instances, so that none is taken away while clients still send keys to it.
+func (r *Reconciler) apply(ctx context.Context, m *v1alpha1.Memcached, p plan) error {
+	if p.ring != nil {
+		desired, err := ringConfigMap(m, p.ring)
+		if err != nil {
+			return err
+		}
+		if _, err := r.applier.Apply(ctx, m, desired); err != nil {
+			return err
+		}
+	}
+	for _, desired := range []any{service(m), statefulSet(m, r.image, p.replicas)} {
+		if _, err := r.applier.Apply(ctx, m, desired); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) report(ctx context.Context, m *v1alpha1.Memcached, seen observed, p plan, err error) error {
+	after := m.DeepCopy()
+	after.Status = statusFor(m, seen, p, err)
+	return r.reporter.Report(ctx, m, after, func(o client.Object) []metav1.Condition {
+		return o.(*v1alpha1.Memcached).Status.Conditions //nolint:forcetypeassert // Report passes what it was given.
+	})
+}
+
+// SetupWithManager registers the controller and its watches.
+func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
+	return builder.ControllerManagedBy(mgr).
+		Named(Name).
+		For(&v1alpha1.Memcached{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Owns(&appsv1.StatefulSet{}).
+		Owns(&corev1.Service{}).
+		Owns(&corev1.ConfigMap{}).
+		// Pods belong to the StatefulSet, so their label leads to the Memcached.
+		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(memcachedOf)).
+		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
+}
+
+func memcachedOf(_ context.Context, pod client.Object) []reconcile.Request {
+	labels := pod.GetLabels()
+	if labels[v1alpha1.LabelName] != "memcached" || labels[v1alpha1.LabelInstance] == "" {
+		return nil
+	}
+	return []reconcile.Request{{
+		NamespacedName: client.ObjectKey{Namespace: pod.GetNamespace(), Name: labels[v1alpha1.LabelInstance]},
+	}}
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package memcached
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/status"
+	mc "serverless.xyz/outrigger/memcached"
+)
+
+// statsInterval is how often the statistics of the instances are read while there are any.
+const statsInterval = 15 * time.Second
+
+// defaultScalingWindow stands in for an unset scalingWindow, as the API server's default does.
+const defaultScalingWindow = time.Minute
+
+// observed is all that a plan is made from besides the spec.
+type observed struct {
+	// ring is the published ring, nil before the first one.
+	ring *publishedRing
+	// instances are the pods that exist, by ordinal.
+	instances map[int32]instance
+	// stats are the statistics of the instances that answered, by ordinal.
+	stats map[int32]mc.Stats
+}
+
+// publishedRing is the ring that clients use now.
+type publishedRing struct {
+	// document is what the ConfigMap holds.
+	document mc.Document
+	// changedAt is when the set of its servers last changed.
+	changedAt time.Time
+	// resourceVersion is that of the ConfigMap.
+	resourceVersion string
+}
+
+// instance is one pod of the StatefulSet.
+type instance struct {
+	// ready tells whether the pod answered its last probe and is not being deleted.
+	ready bool
+	// ip is the pod's address, "" before it has one.
+	ip string
+}
+
+// plan is what to make true.
+type plan struct {
+	// ring is the ring to publish, nil if the published one is right.
+	ring *publishedRing
+	// size is the number of instances in the ring once ring is published: those with ordinals below it.
+	size int32
+	// replicas is the number of instances to run, standby instances included.
+	replicas int32
+	// scaleInAt is when the ring may shrink, zero unless a shrink waits.
+	scaleInAt time.Time
+	// ready and standby count the ready instances inside and outside the ring.
+	ready, standby int32
+}
+
+// planFor decides the ring and the number of instances.
+//
+// Instances are promoted into the ring in order of their ordinals, and only when they are ready; once in, an instance
+// keeps its slot whether ready or not, so that the keys of the others stay where they are. The ring shrinks only when
+// the scaling window has passed since it last changed.
+func planFor(m *v1alpha1.Memcached, seen observed, now time.Time) plan {
+	var before int32
+	var changedAt time.Time
+	if seen.ring != nil {
+		before, changedAt = int32(len(seen.ring.document.Servers)), seen.ring.changedAt //nolint:gosec // at most 100.
+	}
+	p := plan{size: before}
+	switch {
+	case m.Spec.Size > before:
+		for p.size < m.Spec.Size && seen.instances[p.size].ready {
+			p.size++
+		}
+	case m.Spec.Size < before:
+		if at := changedAt.Add(scalingWindow(m)); at.After(now) {
+			p.scaleInAt = at
+		} else {
+			p.size = m.Spec.Size
+		}
+	}
+	p.replicas = max(m.Spec.Size, p.size) + m.Spec.ColdStartBuffer
+	p.ring = nextRing(m, seen, p.size, now)
+	for ordinal, one := range seen.instances {
+		switch {
+		case !one.ready:
+		case ordinal < p.size:
+			p.ready++
+		default:
+			p.standby++
+		}
+	}
+	return p
+}
+
+// nextRing returns the ring of the first size instances, or nil if it is the published one already. The epoch grows only
+// when the set of servers changes: a server that moved to another address keeps its keys' slot, though not its keys.
+func nextRing(m *v1alpha1.Memcached, seen observed, size int32, now time.Time) *publishedRing {
+	next := publishedRing{document: mc.Document{Hash: mc.HashKetamaMD5}, changedAt: now}
+	var old []mc.Server
+	if seen.ring != nil {
+		next.document.Epoch = seen.ring.document.Epoch
+		next.resourceVersion = seen.ring.resourceVersion
+		old = seen.ring.document.Servers
+	}
+	addresses := make(map[string]string, len(old))
+	for _, server := range old {
+		addresses[server.Name] = server.Address
+	}
+	for ordinal := range size {
+		server := mc.Server{Name: serverName(m, ordinal)}
+		server.Address = addresses[server.Name]
+		if ip := seen.instances[ordinal].ip; ip != "" {
+			server.Address = dialAddress(ip)
+		}
+		next.document.Servers = append(next.document.Servers, server)
+	}
+	switch {
+	case seen.ring == nil || len(old) != len(next.document.Servers):
+		next.document.Epoch++
+	case sameServers(old, next.document.Servers):
+		return nil
+	default:
+		next.changedAt = seen.ring.changedAt
+	}
+	return &next
+}
+
+func sameServers(a, b []mc.Server) bool {
+	addresses := make(map[mc.Server]bool, len(a))
+	for _, server := range a {
+		addresses[server] = true
+	}
+	for _, server := range b {
+		if !addresses[server] {
+			return false
+		}
+	}
+	return len(a) == len(b)
+}
+
+// wake returns when to look again if nothing happens before, 0 for never.
+func (p plan) wake(now time.Time) time.Duration {
+	var wake time.Duration
+	if p.replicas > 0 {
+		wake = statsInterval
+	}
+	if !p.scaleInAt.IsZero() {
+		wake = min(wake, max(p.scaleInAt.Sub(now), time.Millisecond))
+	}
+	return wake
+}
+
+// statusFor returns the status that tells what was planned and, if err is not nil, why it did not come about.
+func statusFor(m *v1alpha1.Memcached, seen observed, p plan, err error) v1alpha1.MemcachedStatus {
+	s := *m.Status.DeepCopy()
+	s.ObservedGeneration = m.Generation
+	s.Selector = metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: labelsOf(m)})
+	conditions := []status.Condition{readyCondition(m, p), availableCondition(m, p), metricsCondition(m, seen, p)}
+	s.Phase = phaseFor(m, p)
+	if err == nil {
+		s.Size, s.ReadyInstances, s.StandbyInstances = p.size, p.ready, p.standby
+		if published := current(seen, p); published != nil {
+			s.Ring.Epoch = published.document.Epoch
+			// The API server keeps whole seconds; anything finer would differ at every look.
+			s.LastScaleTime = &metav1.Time{Time: published.changedAt.Truncate(time.Second)}
+		}
+		s.ActiveConnections = activeConnections(seen, p)
+	}
+	stalled := status.StalledCondition(err)
+	if stalled.Status == metav1.ConditionTrue {
+		s.Phase = v1alpha1.MemcachedError
+		conditions[0] = status.Condition{
+			Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: stalled.Reason, Message: stalled.Message,
+		}
+	}
+	status.Set(&s.Conditions, m.Generation, append(conditions, stalled)...)
+	return s
+}
+
+func current(seen observed, p plan) *publishedRing {
+	if p.ring != nil {
+		return p.ring
+	}
+	return seen.ring
+}
+
+func phaseFor(m *v1alpha1.Memcached, p plan) v1alpha1.MemcachedPhase {
+	if p.size == m.Spec.Size && p.ready == p.size && p.standby == m.Spec.ColdStartBuffer {
+		return v1alpha1.MemcachedRunning
+	}
+	return v1alpha1.MemcachedScaling
+}
+
+func readyCondition(m *v1alpha1.Memcached, p plan) status.Condition {
+	c := status.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse}
+	switch {
+	case !p.scaleInAt.IsZero():
+		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonWaitingForScalingWindow
+		c.Message = fmt.Sprintf("%d instances serve; shrinking to %d when scalingWindow has passed, at %s.",
+			p.size, m.Spec.Size, p.scaleInAt.UTC().Format(time.RFC3339))
+	case p.size < m.Spec.Size || p.ready < p.size:
+		c.Reason = v1alpha1.ReasonWaitingForInstances
+		c.Message = fmt.Sprintf("%d of %d instances are ready; `kubectl get pods -l %s=%s` shows them.",
+			p.ready, m.Spec.Size, v1alpha1.LabelInstance, m.Name)
+	case m.Spec.Size == 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, v1alpha1.ReasonScaledToZero, "No instance is asked for."
+	default:
+		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonReady
+		c.Message = fmt.Sprintf("%d of %d instances are ready.", p.ready, m.Spec.Size)
+	}
+	return c
+}
+
+func availableCondition(m *v1alpha1.Memcached, p plan) status.Condition {
+	c := status.Condition{Type: v1alpha1.ConditionAvailable, Status: metav1.ConditionTrue}
+	switch {
+	case p.ready > 0:
+		c.Reason, c.Message = v1alpha1.ReasonReady, "At least one instance serves."
+	case m.Spec.Size == 0:
+		c.Reason, c.Message = v1alpha1.ReasonScaledToZero, "No instance is asked for."
+	default:
+		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonWaitingForInstances
+		c.Message = "No instance serves yet; every look-up is a miss."
+	}
+	return c
+}
+
+func metricsCondition(m *v1alpha1.Memcached, seen observed, p plan) status.Condition {
+	c := status.Condition{
+		Type: v1alpha1.ConditionMetricsAvailable, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady,
+		Message: "Every ready instance reports statistics.",
+	}
+	var silent []string
+	for ordinal := range p.size {
+		if _, ok := seen.stats[ordinal]; !ok && seen.instances[ordinal].ready {
+			silent = append(silent, instanceName(m, ordinal))
+		}
+	}
+	if len(silent) > 0 {
+		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonInstancesUnreachable
+		c.Message = fmt.Sprintf("No statistics from %s; does a NetworkPolicy keep the manager from port %d?",
+			listed(silent, 3), memcachedPort)
+	}
+	return c
+}
+
+func activeConnections(seen observed, p plan) int64 {
+	var sum int64
+	for ordinal := range p.size {
+		if one, ok := seen.stats[ordinal]; ok {
+			sum += one.ActiveConnections()
+		}
+	}
+	return sum
+}
+
+// listed joins at most n names, and tells how many more there are.
+func listed(names []string, n int) string {
+	if len(names) <= n {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:n], ", "), len(names)-n)
+}
+
+func scalingWindow(m *v1alpha1.Memcached) time.Duration {
+	if m.Spec.ScalingWindow == nil {
+		return defaultScalingWindow
+	}
+	return m.Spec.ScalingWindow.Duration
+}
+
+// podReady reports whether a pod answered its last probe and is to stay.
+func podReady(pod *corev1.Pod) bool {
+	if pod.DeletionTimestamp != nil {
+		return false
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}

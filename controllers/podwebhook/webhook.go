@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package podwebhook equips the pods of InferenceServices as they are created.
+//
+// It answers from caches only, changes nothing but the pod in hand, and gives the same answer when asked again. When it
+// cannot tell, it lets the pod pass unchanged: a sidecar is never a reason for a pod not to start.
+package podwebhook
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
+)
+
+// Path is where the webhook is served.
+const Path = "/mutate-pods"
+
+// Handler answers the admission of pods.
+type Handler struct {
+	reader  client.Reader
+	decoder admission.Decoder
+	images  sidecar.Images
+}
+
+// New returns a Handler that reads InferenceServices and SidecarPolicies from a cache.
+func New(reader client.Reader, decoder admission.Decoder, images sidecar.Images) *Handler {
+	return &Handler{reader: reader, decoder: decoder, images: images}
+}
+
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=sidecarpolicies,verbs=get;list;watch
+// +kubebuilder:rbac:groups=serving.kserve.io,resources=inferenceservices,verbs=get;list;watch
+
+// Handle returns the patch that equips a pod, or none.
+func (h *Handler) Handle(ctx context.Context, request admission.Request) admission.Response {
+	var pod corev1.Pod
+	if err := h.decoder.Decode(request, &pod); err != nil {
+		return admission.Errored(http.StatusBadRequest, err)
+	}
+	subject := h.subject(ctx, request.Namespace, &pod)
+	var policies v1alpha1.SidecarPolicyList
+	if err := h.reader.List(ctx, &policies, client.InNamespace(request.Namespace)); err != nil {
+		log.FromContext(ctx).Error(err, "Passing a pod unchanged, because policies cannot be read")
+		return admission.Allowed("").WithWarnings("outrigger: policies cannot be read; the pod gets no sidecars")
+	}
+	plan, problems := sidecar.Resolve(subject, policies.Items)
+	sidecar.Inject(&pod, plan, h.images)
+	mutated, err := json.Marshal(&pod)
+	if err != nil {
+		return admission.Errored(http.StatusInternalServerError, err)
+	}
+	return admission.PatchResponseFromRaw(request.Object.Raw, mutated).WithWarnings(problems...)
+}
+
+// subject tells what is known of the pod's InferenceService. KServe copies labels and annotations from there to the
+// pod, so that the pod speaks for it when the cache has not seen it yet; labels that KServe withholds are then missed.
+func (h *Handler) subject(ctx context.Context, namespace string, pod *corev1.Pod) sidecar.Subject {
+	subject := sidecar.Subject{
+		Labels: pod.Labels, Annotations: pod.Annotations, Component: kserve.ComponentOf(pod.Labels),
+	}
+	var service kserve.InferenceService
+	key := client.ObjectKey{Namespace: namespace, Name: pod.Labels[kserve.LabelInferenceService]}
+	if err := h.reader.Get(ctx, key, &service); err != nil {
+		log.FromContext(ctx).V(1).Info("Deciding by the pod alone", "InferenceService", key, "reason", err.Error())
+		return subject
+	}
+	subject.Labels, subject.Annotations = service.Labels, kserve.AnnotationsOf(&service, subject.Component)
+	return subject
+}
