@@ -36,6 +36,8 @@ type Cache struct {
 	prefix string
 	width  int
 	ttl    time.Duration
+	// step bounds each network step; only tests have reason to change it.
+	step time.Duration
 }
 
 // endpoint is an address that is resolved at each dial, because a cache whose name does not resolve yet is only cold.
@@ -60,9 +62,14 @@ func NewCache(addr, view string, width int, ttl time.Duration) (*Cache, error) {
 	if ttl < time.Second || ttl > MaxTTL {
 		return nil, fmt.Errorf("the time to live is %s, want 1s to %s", ttl, MaxTTL)
 	}
-	client := memcache.NewFromSelector(at)
-	client.Timeout, client.MaxIdleConns = stepTimeout, maxIdle
-	return &Cache{client: client, prefix: view + ":", width: width, ttl: ttl}, nil
+	c := &Cache{client: memcache.NewFromSelector(at), prefix: view + ":", width: width, ttl: ttl}
+	c.client.MaxIdleConns = maxIdle
+	c.setStep(stepTimeout)
+	return c, nil
+}
+
+func (c *Cache) setStep(timeout time.Duration) {
+	c.step, c.client.Timeout = timeout, timeout
 }
 
 func parseEndpoint(addr string) (endpoint, error) {
@@ -98,7 +105,7 @@ func (c *Cache) get(ids []string) (map[string][]byte, error) {
 
 // fill stores rows until the step's time is up; what does not fit is left for a later miss.
 func (c *Cache) fill(ids []string, rows map[string][]byte) error {
-	deadline := time.Now().Add(stepTimeout)
+	deadline := time.Now().Add(c.step)
 	for _, id := range ids {
 		if time.Now().After(deadline) {
 			return nil
