@@ -35,7 +35,7 @@ var crdResource = schema.GroupVersionResource{
 }
 
 // InstallCRDs applies every custom resource definition found in the .yaml files of the folders, not of those below
-// them, and returns when all are established. Other objects in these files are an error.
+// them and not in a kustomization, and returns when all are established. Other objects in these files are an error.
 func (t *Testbed) InstallCRDs(ctx context.Context, dirs ...string) error {
 	var objects []*unstructured.Unstructured
 	for _, dir := range dirs {
@@ -43,7 +43,7 @@ func (t *Testbed) InstallCRDs(ctx context.Context, dirs ...string) error {
 		if err != nil {
 			return fmt.Errorf("listing %s: %w", dir, err)
 		}
-		found, err := readObjects(paths...)
+		found, err := readObjects(slices.DeleteFunc(paths, isKustomization)...)
 		if err != nil {
 			return err
 		}
@@ -59,6 +59,8 @@ func (t *Testbed) InstallCRDs(ctx context.Context, dirs ...string) error {
 	}
 	return t.applyObjects(ctx, objects)
 }
+
+func isKustomization(path string) bool { return filepath.Base(path) == "kustomization.yaml" }
 
 // Apply server-side applies the documents of each YAML text: definitions and namespaces first, then the rest in order,
 // after the definitions are established. A namespaced object without a namespace goes to default.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"serverless.xyz/outrigger/test/testbed/internal/keep"
@@ -36,7 +37,7 @@ func (t *Testbed) launch(ctx context.Context, c component) error {
 func (t *Testbed) startProcess(ctx context.Context, c component) error {
 	_, err := t.client.Start(ctx, keep.Process{
 		Name: c.name, Path: c.path, Args: c.args, Dir: c.dir, Log: t.logOf(c.name),
-		Env: append(t.baseEnv(), c.env...),
+		Env: slices.Concat(c.env, t.baseEnv()), // Of two settings of a variable the first counts.
 	})
 	return err
 }
@@ -61,6 +62,7 @@ func (t *Testbed) awaitComponent(ctx context.Context, c component) error {
 	for {
 		err := c.ready(ctx)
 		if err == nil {
+			t.say("%s is ready", c.name)
 			return nil
 		}
 		select {

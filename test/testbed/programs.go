@@ -92,7 +92,7 @@ var (
 	kserveManifests = manifestSet{
 		name: "kserve", module: "kserve", from: "github.com/kserve/kserve",
 		files: []string{
-			"config/crd/full/*.yaml", "config/crd/full/clusterstoragecontainer/*.yaml",
+			"config/crd/full/serving*.yaml", "config/crd/full/clusterstoragecontainer/serving*.yaml",
 			"config/configmap/inferenceservice.yaml", "config/webhook/manifests.yaml",
 			"config/storagecontainers/default.yaml",
 		},
@@ -103,7 +103,7 @@ var (
 	}
 	gatewayManifests = manifestSet{
 		name: "gateway-api", module: "kserve", from: "sigs.k8s.io/gateway-api",
-		files: []string{"config/crd/standard/*.yaml"},
+		files: []string{"config/crd/standard/gateway*.yaml"},
 	}
 )
 

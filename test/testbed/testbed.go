@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"k8s.io/client-go/dynamic"
@@ -21,12 +23,14 @@ type Testbed struct {
 	*instance
 
 	options Options
+	began   time.Time
 	bin     *installed
 	ca      *authority
 	config  *rest.Config
 	dynamic dynamic.Interface
 	mapper  *restmapper.DeferredDiscoveryRESTMapper
-	state   State
+	stateMu sync.Mutex
+	state   State        // Its addresses appear as parts start.
 	runs    atomic.Int64 // Numbers the programs that run to their end.
 	extras  atomic.Int64 // Numbers the ports given to servers started later.
 }
@@ -58,7 +62,7 @@ func Start(ctx context.Context, options Options) (*Testbed, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Testbed{instance: in, options: options, bin: bin}
+	t := &Testbed{instance: in, options: options, bin: bin, began: time.Now()}
 	if err := t.bringUp(ctx, parts); err != nil {
 		return nil, errors.Join(err, t.Stop())
 	}
@@ -66,7 +70,6 @@ func Start(ctx context.Context, options Options) (*Testbed, error) {
 }
 
 func (t *Testbed) bringUp(ctx context.Context, parts []Part) error {
-	began := time.Now()
 	t.state = State{
 		ID: t.id, Size: t.options.Size.String(), Folder: t.dir, Owner: os.Getpid(), Logs: t.logDir(),
 		Kubeconfig: t.path("kubeconfig"), Kubectl: t.bin.programs[kubectlProgram.name], HostIP: loopback,
@@ -74,13 +77,32 @@ func (t *Testbed) bringUp(ctx context.Context, parts []Part) error {
 	if err := t.startAPI(ctx, parts); err != nil {
 		return err
 	}
-	t.say("API server ready after %s", time.Since(began).Round(100*time.Millisecond))
-	t.state.Started = time.Now()
-	return t.save(t.state)
+	if err := t.startControl(ctx, parts); err != nil {
+		return err
+	}
+	if t.options.Prometheus != "" {
+		if _, err := t.StartPrometheus(ctx, t.options.Prometheus); err != nil {
+			return err
+		}
+	}
+	t.say("all is ready")
+	t.set(func(s *State) { s.Started = time.Now() })
+	return t.saveState()
 }
 
+const signalKill = int(syscall.SIGKILL)
+
+func (t *Testbed) set(change func(*State)) {
+	t.stateMu.Lock()
+	defer t.stateMu.Unlock()
+	change(&t.state)
+}
+
+func (t *Testbed) saveState() error { return t.save(t.State()) }
+
 func (t *Testbed) say(format string, args ...any) {
-	_, _ = fmt.Fprintf(t.options.Progress, "testbed: "+format+"\n", args...)
+	after := time.Since(t.began).Seconds()
+	_, _ = fmt.Fprintf(t.options.Progress, "testbed: %5.1f s  "+format+"\n", append([]any{after}, args...)...)
 }
 
 // Stop ends the testbed and returns when nothing of it is left: no process, mount, interface, cgroup or file.
@@ -97,7 +119,11 @@ func (t *Testbed) Detach() error {
 func (t *Testbed) Config() *rest.Config { return rest.CopyConfig(t.config) }
 
 // State returns addresses, paths and keys of the testbed.
-func (t *Testbed) State() State { return t.state }
+func (t *Testbed) State() State {
+	t.stateMu.Lock()
+	defer t.stateMu.Unlock()
+	return t.state
+}
 
 // Kubeconfig returns the path of the administrator's kubeconfig.
 func (t *Testbed) Kubeconfig() string { return t.state.Kubeconfig }
@@ -107,6 +133,19 @@ func (t *Testbed) Kubectl() string { return t.state.Kubectl }
 
 // Logs returns the folder of the components' logs, one file each. It is gone after Stop.
 func (t *Testbed) Logs() string { return t.state.Logs }
+
+// S3 returns the URL of the S3 server, which this machine and the pods reach, and its administrator's keys. All are
+// empty if the testbed has none. Its region is us-east-1, and buckets are named in the path.
+func (t *Testbed) S3() (endpoint, accessKey, secretKey string) {
+	s := t.State()
+	return s.S3Endpoint, s.S3AccessKey, s.S3SecretKey
+}
+
+// XDSAddress returns the host:port where istiod serves xDS in plain text, empty if the testbed has no Istio.
+func (t *Testbed) XDSAddress() string { return t.State().XDSAddress }
+
+// PrometheusURL returns the URL of Prometheus, empty if the testbed has none.
+func (t *Testbed) PrometheusURL() string { return t.State().PrometheusURL }
 
 // HostIP returns the address at which the API server and the pods reach a process of this machine that listens there
 // or on all addresses. Webhooks that a test serves itself are registered with it.
