@@ -12,13 +12,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/record"
@@ -52,10 +51,16 @@ type Reconciler struct {
 	applier  *apply.Applier
 	reporter *status.Reporter
 	image    string
+	stats    StatsReader
 }
 
-// New returns a Reconciler that runs image where a Memcached names none.
-func New(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, image string) *Reconciler {
+// StatsReader reads the statistics of the memcached server at host:port.
+type StatsReader func(ctx context.Context, address string) (mc.Stats, error)
+
+// New returns a Reconciler that runs image where a Memcached names none, and asks instances by stats.
+func New(
+	c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, image string, stats StatsReader,
+) *Reconciler {
 	return &Reconciler{
 		clock:    clk,
 		client:   c,
@@ -85,25 +90,21 @@ func (r *Reconciler) Reconcile(ctx context.Context, m *v1alpha1.Memcached) (reco
 	return status.Result(p.wake(now), errors.Join(err, r.report(ctx, m, seen, p, err)))
 }
 
-// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
+// +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
 
 func (r *Reconciler) observe(ctx context.Context, m *v1alpha1.Memcached) (observed, error) {
-	seen := observed{instances: map[int32]instance{}}
+	seen := observed{}
 	var err error
 	if seen.ring, err = r.observeRing(ctx, m); err != nil {
 		return seen, err
 	}
-	var pods corev1.PodList
-	if err := r.client.List(ctx, &pods, client.InNamespace(m.Namespace), client.MatchingLabels(labelsOf(m))); err != nil {
+	var slices discoveryv1.EndpointSliceList
+	ofService := client.MatchingLabels{discoveryv1.LabelServiceName: m.Name}
+	if err := r.client.List(ctx, &slices, client.InNamespace(m.Namespace), ofService); err != nil {
 		return seen, fmt.Errorf("listing instances: %w", err)
 	}
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		if ordinal, ok := ordinalOf(m, pod.Name); ok {
-			seen.instances[ordinal] = instance{ready: podReady(pod), ip: pod.Status.PodIP}
-		}
-	}
-	seen.stats = readStats(ctx, seen.instances)
+	seen.instances = instancesIn(m, slices.Items)
+	seen.stats = r.readStats(ctx, seen.instances)
 	return seen, nil
 }
 
@@ -133,7 +134,7 @@ func (r *Reconciler) observeRing(ctx context.Context, m *v1alpha1.Memcached) (*p
 }
 
 // readStats reads the statistics of all ready instances at once. Those that do not answer are left out.
-func readStats(ctx context.Context, instances map[int32]instance) map[int32]mc.Stats {
+func (r *Reconciler) readStats(ctx context.Context, instances map[int32]instance) map[int32]mc.Stats {
 	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 	defer cancel()
 	var mu sync.Mutex
@@ -144,7 +145,7 @@ func readStats(ctx context.Context, instances map[int32]instance) map[int32]mc.S
 			continue
 		}
 		wg.Go(func() {
-			if s, err := mc.ReadStats(ctx, dialAddress(one.ip)); err == nil {
+			if s, err := r.stats(ctx, dialAddress(one.ip)); err == nil {
 				mu.Lock()
 				defer mu.Unlock()
 				stats[ordinal] = s
@@ -153,16 +154,6 @@ func readStats(ctx context.Context, instances map[int32]instance) map[int32]mc.S
 	}
 	wg.Wait()
 	return stats
-}
-
-// ordinalOf returns the ordinal of the instance that a pod's name stands for.
-func ordinalOf(m *v1alpha1.Memcached, pod string) (int32, bool) {
-	suffix, ok := strings.CutPrefix(pod, m.Name+"-")
-	if !ok {
-		return 0, false
-	}
-	n, err := strconv.ParseInt(suffix, 10, 32)
-	return int32(n), err == nil && n >= 0
 }
 
 // +kubebuilder:rbac:groups="",resources=services;configmaps,verbs=get;list;watch;create;patch
@@ -203,17 +194,17 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Owns(&appsv1.StatefulSet{}).
 		Owns(&corev1.Service{}).
 		Owns(&corev1.ConfigMap{}).
-		// Pods belong to the StatefulSet, so their label leads to the Memcached.
-		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(memcachedOf)).
+		// Slices belong to the Service, whose labels they carry.
+		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(memcachedOf)).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
 }
 
-func memcachedOf(_ context.Context, pod client.Object) []reconcile.Request {
-	labels := pod.GetLabels()
+func memcachedOf(_ context.Context, slice client.Object) []reconcile.Request {
+	labels := slice.GetLabels()
 	if labels[v1alpha1.LabelName] != "memcached" || labels[v1alpha1.LabelInstance] == "" {
 		return nil
 	}
 	return []reconcile.Request{{
-		NamespacedName: client.ObjectKey{Namespace: pod.GetNamespace(), Name: labels[v1alpha1.LabelInstance]},
+		NamespacedName: client.ObjectKey{Namespace: slice.GetNamespace(), Name: labels[v1alpha1.LabelInstance]},
 	}}
 }

@@ -4,11 +4,13 @@ package memcached
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/status"
@@ -25,7 +27,7 @@ const defaultScalingWindow = time.Minute
 type observed struct {
 	// ring is the published ring, nil before the first one.
 	ring *publishedRing
-	// instances are the pods that exist, by ordinal.
+	// instances are those that have an address, by ordinal.
 	instances map[int32]instance
 	// stats are the statistics of the instances that answered, by ordinal.
 	stats map[int32]mc.Stats
@@ -43,10 +45,42 @@ type publishedRing struct {
 
 // instance is one pod of the StatefulSet.
 type instance struct {
-	// ready tells whether the pod answered its last probe and is not being deleted.
+	// ready tells whether the pod answered its last probe and is to stay.
 	ready bool
-	// ip is the pod's address, "" before it has one.
+	// ip is the pod's address.
 	ip string
+}
+
+// instancesIn reads instances from the EndpointSlices of the headless Service: a pod of the StatefulSet has its name as
+// hostname there. Of two addresses of one pod the smaller one counts, so that the choice is stable.
+func instancesIn(m *v1alpha1.Memcached, slices []discoveryv1.EndpointSlice) map[int32]instance {
+	instances := map[int32]instance{}
+	for i := range slices {
+		for _, endpoint := range slices[i].Endpoints {
+			ordinal, ok := ordinalOf(m, ptr.Deref(endpoint.Hostname, ""))
+			if !ok || len(endpoint.Addresses) == 0 {
+				continue
+			}
+			// The Service publishes addresses that are not ready, so that the ready condition is always true there.
+			ready := ptr.Deref(endpoint.Conditions.Serving, false) && !ptr.Deref(endpoint.Conditions.Terminating, false)
+			one := instance{ready: ready, ip: endpoint.Addresses[0]}
+			if before, ok := instances[ordinal]; ok && (before.ready && !ready || before.ready == ready && before.ip < one.ip) {
+				continue
+			}
+			instances[ordinal] = one
+		}
+	}
+	return instances
+}
+
+// ordinalOf returns the ordinal of the instance with the given name.
+func ordinalOf(m *v1alpha1.Memcached, name string) (int32, bool) {
+	suffix, ok := strings.CutPrefix(name, m.Name+"-")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(suffix, 10, 32)
+	return int32(n), err == nil && n >= 0
 }
 
 // plan is what to make true.
@@ -276,17 +310,4 @@ func scalingWindow(m *v1alpha1.Memcached) time.Duration {
 		return defaultScalingWindow
 	}
 	return m.Spec.ScalingWindow.Duration
-}
-
-// podReady reports whether a pod answered its last probe and is to stay.
-func podReady(pod *corev1.Pod) bool {
-	if pod.DeletionTimestamp != nil {
-		return false
-	}
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }
