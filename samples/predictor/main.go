@@ -41,7 +41,9 @@ const (
 type options struct {
 	modelDir, modelName string
 	port                int
-	drain, finish, ttl  time.Duration
+	drain, finish       time.Duration
+	// ttl and timeout are those of the feature cache.
+	ttl, timeout time.Duration
 	// cacheAddr and storePath come from the environment, because they are set by whoever adds the cache to the pod.
 	cacheAddr, storePath string
 }
@@ -104,6 +106,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	flags.DurationVar(&opts.drain, "drain", 5*time.Second, "time from the stop signal to the port closing")
 	flags.DurationVar(&opts.finish, "finish", 20*time.Second, "time for requests in flight once the port is closed")
 	flags.DurationVar(&opts.ttl, "feature_ttl", 5*time.Minute, "time that features may stay in the cache")
+	flags.DurationVar(&opts.timeout, "feature_timeout", 20*time.Millisecond, "time for each step of asking the cache")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
@@ -118,6 +121,8 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 		return options{}, errors.New("--drain and --finish must not be negative")
 	case opts.ttl < time.Second || opts.ttl > features.MaxTTL:
 		return options{}, fmt.Errorf("--feature_ttl is %s, want 1s to %s", opts.ttl, features.MaxTTL)
+	case opts.timeout <= 0:
+		return options{}, fmt.Errorf("--feature_timeout is %s, want a positive time", opts.timeout)
 	}
 	return opts, nil
 }
@@ -164,7 +169,10 @@ func openSource(opts options, config classifier.Config, log *slog.Logger) (*feat
 		return source, nil
 	}
 	// A cache is never a reason not to serve, not even one whose address makes no sense.
-	source.Cache, err = features.NewCache(opts.cacheAddr, config.FeatureView, config.Input.Pixels, opts.ttl)
+	source.Cache, err = features.NewCache(features.CacheOptions{
+		Address: opts.cacheAddr, View: config.FeatureView, Width: config.Input.Pixels,
+		TTL: opts.ttl, Timeout: opts.timeout,
+	})
 	if err != nil {
 		log.Warn("Feature cache ignored", "FEATURE_CACHE_ADDR", opts.cacheAddr, "error", err)
 	}

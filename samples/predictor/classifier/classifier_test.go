@@ -84,9 +84,9 @@ func TestLoadNamesWhatIsMissingOrWrong(t *testing.T) {
 		wantSay string
 		wantIs  error
 	}{
-		"no directory":    {func(t *testing.T, dir string) { remove(t, dir) }, "config.json", fs.ErrNotExist},
-		"no config.json":  {func(t *testing.T, dir string) { remove(t, dir, ConfigFile) }, "config.json", fs.ErrNotExist},
-		"no weights":      {func(t *testing.T, dir string) { remove(t, dir, WeightsFile) }, "model.safetensors", fs.ErrNotExist},
+		"no directory":    {without(""), "config.json", fs.ErrNotExist},
+		"no config.json":  {without(ConfigFile), "config.json", fs.ErrNotExist},
+		"no weights":      {without(WeightsFile), "model.safetensors", fs.ErrNotExist},
 		"weights are cut": {cutWeights, "model.safetensors: malformed safetensors file", nil},
 		"config is not JSON": {
 			func(t *testing.T, dir string) { write(t, dir, ConfigFile, "{") }, "config.json: reading JSON", nil,
@@ -145,10 +145,13 @@ func pixels(digit model.Digit) []float32 {
 	return out
 }
 
-func remove(t *testing.T, path ...string) {
-	t.Helper()
-	if err := os.RemoveAll(filepath.Join(path...)); err != nil {
-		t.Fatal(err)
+// without removes a file, or the directory itself.
+func without(name string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		t.Helper()
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -16,8 +16,6 @@ import (
 )
 
 const (
-	// stepTimeout bounds each network step: the connection, the multi-get, all fills together.
-	stepTimeout = 20 * time.Millisecond
 	// maxIdle is how many connections are kept for the next requests.
 	maxIdle = 32
 	// checksumSize is the length of the CRC-32C that follows each cached vector.
@@ -34,10 +32,21 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type Cache struct {
 	client *memcache.Client
 	prefix string
-	width  int
-	ttl    time.Duration
-	// step bounds each network step; only tests have reason to change it.
-	step time.Duration
+	opts   CacheOptions
+}
+
+// CacheOptions say where the cache is and how it is used.
+type CacheOptions struct {
+	// Address is host:port, or unix: and a path.
+	Address string
+	// View names the features and their version; it prefixes every key, with a colon.
+	View string
+	// Width is the number of bytes of a vector.
+	Width int
+	// TTL is how long the cache may keep a vector, from a second to MaxTTL.
+	TTL time.Duration
+	// Timeout bounds each network step: connecting, the multi-get, all fills together. It must be positive.
+	Timeout time.Duration
 }
 
 // endpoint is an address that is resolved at each dial, because a cache whose name does not resolve yet is only cold.
@@ -52,24 +61,21 @@ func (e endpoint) PickServer(string) (net.Addr, error) { return e, nil }
 // Each visits the one address.
 func (e endpoint) Each(visit func(net.Addr) error) error { return visit(e) }
 
-// NewCache returns a cache at addr, which is host:port, or unix: and a path. It connects at the first use. Keys are
-// the view, a colon and the entity's id; ttl is how long the cache may keep a vector, from a second to MaxTTL.
-func NewCache(addr, view string, width int, ttl time.Duration) (*Cache, error) {
-	at, err := parseEndpoint(addr)
+// NewCache returns a cache that connects at its first use. It fails only on options that make no sense.
+func NewCache(opts CacheOptions) (*Cache, error) {
+	at, err := parseEndpoint(opts.Address)
 	if err != nil {
 		return nil, err
 	}
-	if ttl < time.Second || ttl > MaxTTL {
-		return nil, fmt.Errorf("the time to live is %s, want 1s to %s", ttl, MaxTTL)
+	if opts.TTL < time.Second || opts.TTL > MaxTTL {
+		return nil, fmt.Errorf("the time to live is %s, want 1s to %s", opts.TTL, MaxTTL)
 	}
-	c := &Cache{client: memcache.NewFromSelector(at), prefix: view + ":", width: width, ttl: ttl}
-	c.client.MaxIdleConns = maxIdle
-	c.setStep(stepTimeout)
+	if opts.Timeout <= 0 {
+		return nil, fmt.Errorf("the timeout is %s, want a positive one", opts.Timeout)
+	}
+	c := &Cache{client: memcache.NewFromSelector(at), prefix: opts.View + ":", opts: opts}
+	c.client.Timeout, c.client.MaxIdleConns = opts.Timeout, maxIdle
 	return c, nil
-}
-
-func (c *Cache) setStep(timeout time.Duration) {
-	c.step, c.client.Timeout = timeout, timeout
 }
 
 func parseEndpoint(addr string) (endpoint, error) {
@@ -103,9 +109,9 @@ func (c *Cache) get(ids []string) (map[string][]byte, error) {
 	return rows, err
 }
 
-// fill stores rows until the step's time is up; what does not fit is left for a later miss.
+// fill stores rows until the timeout; what does not fit is left for a later miss.
 func (c *Cache) fill(ids []string, rows map[string][]byte) error {
-	deadline := time.Now().Add(c.step)
+	deadline := time.Now().Add(c.opts.Timeout)
 	for _, id := range ids {
 		if time.Now().After(deadline) {
 			return nil
@@ -120,8 +126,8 @@ func (c *Cache) fill(ids []string, rows map[string][]byte) error {
 
 // expiration shortens the time to live by up to a tenth, so that vectors stored together do not expire together.
 func (c *Cache) expiration() int32 {
-	seconds := int64(c.ttl / time.Second)
-	return int32(seconds - rand.Int64N(seconds/10+1)) //nolint:gosec // spread, not secrecy; the flag bounds the range
+	seconds := int64(c.opts.TTL / time.Second)
+	return int32(seconds - rand.Int64N(seconds/10+1)) //nolint:gosec // spread, not secrecy; MaxTTL bounds the range
 }
 
 // seal appends a checksum, so that no other bytes under the same key can pass for features.
@@ -132,9 +138,10 @@ func seal(row []byte) []byte {
 
 // open undoes seal and refuses a value of another length or with another checksum.
 func (c *Cache) open(value []byte) ([]byte, bool) {
-	if len(value) != c.width+checksumSize {
+	width := c.opts.Width
+	if len(value) != width+checksumSize {
 		return nil, false
 	}
-	row, sum := value[:c.width], binary.BigEndian.Uint32(value[c.width:])
+	row, sum := value[:width], binary.BigEndian.Uint32(value[width:])
 	return row, crc32.Checksum(row, castagnoli) == sum
 }

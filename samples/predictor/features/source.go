@@ -42,7 +42,8 @@ func (e *UnknownError) Error() string { return e.Reason }
 func (s *Source) Lookup(ids []string) ([][]byte, Stats, error) {
 	for i, id := range ids {
 		if !validID(id) {
-			return nil, Stats{}, &UnknownError{Index: i, Reason: fmt.Sprintf("must be 1 to %d printable ASCII characters", maxID)}
+			reason := fmt.Sprintf("must be 1 to %d printable ASCII characters", maxID)
+			return nil, Stats{}, &UnknownError{Index: i, Reason: reason}
 		}
 	}
 	distinct := unique(ids)

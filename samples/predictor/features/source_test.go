@@ -3,6 +3,7 @@
 package features
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,9 @@ import (
 const (
 	view  = "digits:v1"
 	width = 784
+
+	patient   = 10 * time.Second
+	impatient = 20 * time.Millisecond
 )
 
 func openStore(t *testing.T) *Store {
@@ -32,14 +36,13 @@ func openStore(t *testing.T) *Store {
 	return store
 }
 
-func newSource(t *testing.T, addr string) *Source {
+// newSource gives a cache that should answer the time to do so on a busy machine, and others the product's default.
+func newSource(t *testing.T, addr string, timeout time.Duration) *Source {
 	t.Helper()
-	cache, err := NewCache(addr, view, width, time.Minute)
+	cache, err := NewCache(CacheOptions{Address: addr, View: view, Width: width, TTL: time.Minute, Timeout: timeout})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// On a busy machine even a healthy memcached may take longer than the product would wait for it.
-	cache.setStep(10 * time.Second)
 	return &Source{Store: openStore(t), Cache: cache}
 }
 
@@ -50,12 +53,13 @@ func lookUp(t *testing.T, source *Source, ids ...string) Stats {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := make([][]byte, len(ids))
-	for i, id := range ids {
-		want[i], _ = source.Store.Get(id)
+	if len(rows) != len(ids) {
+		t.Fatalf("%d rows for %d ids", len(rows), len(ids))
 	}
-	if diff := cmp.Diff(want, rows); diff != "" {
-		t.Fatalf("rows (-want +got):\n%s", diff)
+	for i, id := range ids {
+		if want, _ := source.Store.Get(id); !bytes.Equal(want, rows[i]) {
+			t.Fatalf("row %d is not that of %s: %v", i, id, rows[i])
+		}
 	}
 	return stats
 }
@@ -74,7 +78,7 @@ func TestLookupWithoutCache(t *testing.T) {
 
 func TestLookupFillsTheCache(t *testing.T) {
 	server := startMemcached(t)
-	source := newSource(t, server.addr())
+	source := newSource(t, server.addr(), patient)
 	wantStats(t, lookUp(t, source, "digit-1", "digit-2"), Stats{Cached: true, Misses: 2})
 	wantStats(t, lookUp(t, source, "digit-2", "digit-3", "digit-1", "digit-2"), Stats{Cached: true, Hits: 2, Misses: 1})
 
@@ -87,14 +91,14 @@ func TestLookupFillsTheCache(t *testing.T) {
 		t.Errorf("stored value of %d bytes is not the row and its checksum", len(item.Value))
 	}
 	// A second process with other features under the same ids must not see these.
-	other := newSource(t, server.addr())
+	other := newSource(t, server.addr(), patient)
 	other.Cache.prefix = "digits:v2:"
 	wantStats(t, lookUp(t, other, "digit-3"), Stats{Cached: true, Misses: 1})
 }
 
 func TestLookupAsksOnce(t *testing.T) {
 	server := startMemcached(t)
-	source := newSource(t, server.addr())
+	source := newSource(t, server.addr(), patient)
 	ids := make([]string, 300)
 	for i := range ids {
 		ids[i] = fmt.Sprintf("digit-%d", i)
@@ -136,7 +140,7 @@ func stat(t *testing.T, server *cacheServer, name string) int {
 
 func TestLookupRefusesWrongBytes(t *testing.T) {
 	server := startMemcached(t)
-	source := newSource(t, server.addr())
+	source := newSource(t, server.addr(), patient)
 	row, _ := source.Store.Get("digit-5")
 	flipped := seal(row)
 	flipped[400] ^= 1
@@ -160,7 +164,7 @@ func TestLookupRefusesWrongBytes(t *testing.T) {
 
 func TestCacheDiesAndReturns(t *testing.T) {
 	server := startMemcached(t)
-	source := newSource(t, server.addr())
+	source := newSource(t, server.addr(), patient)
 	lookUp(t, source, "digit-1")
 	wantStats(t, lookUp(t, source, "digit-1"), Stats{Cached: true, Hits: 1})
 
@@ -181,7 +185,7 @@ func TestCacheTroubleIsOnlyAMiss(t *testing.T) {
 	}{
 		"accepts and never answers": {func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }},
 		"closes at once":            {func(net.Conn) {}},
-		"answers nonsense":          {func(conn net.Conn) { _, _ = io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n") }},
+		"answers nonsense":          {func(conn net.Conn) { _, _ = io.WriteString(conn, "HTTP/1.1 400 Bad\r\n\r\n") }},
 		"reports an error":          {func(conn net.Conn) { _, _ = io.WriteString(conn, "SERVER_ERROR out of memory\r\n") }},
 		"stops inside a value": {func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "VALUE digits:v1:digit-1 0 788 1\r\nabc")
@@ -192,22 +196,14 @@ func TestCacheTroubleIsOnlyAMiss(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			cache, err := NewCache(fakeServer(t, tc.serve), view, width, time.Minute)
-			if err != nil {
-				t.Fatal(err)
-			}
-			stats := lookUp(t, &Source{Store: openStore(t), Cache: cache}, "digit-1", "digit-2")
+			stats := lookUp(t, newSource(t, fakeServer(t, tc.serve), impatient), "digit-1", "digit-2")
 			if stats.Hits != 0 || stats.Misses != 2 || stats.Trouble == nil {
 				t.Errorf("stats = %+v, want two misses and an error", stats)
 			}
 		})
 	}
 	t.Run("name that does not resolve", func(t *testing.T) {
-		cache, err := NewCache("cache.invalid:11211", view, width, time.Minute)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if stats := lookUp(t, &Source{Store: openStore(t), Cache: cache}, "digit-1"); stats.Trouble == nil {
+		if stats := lookUp(t, newSource(t, "cache.invalid:11211", impatient), "digit-1"); stats.Trouble == nil {
 			t.Errorf("stats = %+v, want an error", stats)
 		}
 	})
@@ -230,12 +226,8 @@ func TestFillGivesUpAtTheFirstTimeout(t *testing.T) {
 			}
 		}
 	})
-	cache, err := NewCache(addr, view, width, time.Minute)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache.setStep(300 * time.Millisecond) // long enough for the get on a busy machine
-	stats := lookUp(t, &Source{Store: openStore(t), Cache: cache}, "digit-1", "digit-2", "digit-3")
+	// Long enough for the get on a busy machine.
+	stats := lookUp(t, newSource(t, addr, 300*time.Millisecond), "digit-1", "digit-2", "digit-3")
 	var timeout net.Error
 	if !errors.As(stats.Trouble, &timeout) || !timeout.Timeout() {
 		t.Fatalf("trouble = %v, want a timeout", stats.Trouble)
@@ -269,19 +261,23 @@ func TestLookupNamesTheIDItCannotFind(t *testing.T) {
 }
 
 func TestNewCacheRefusesOptions(t *testing.T) {
-	for name, tc := range map[string]struct {
-		addr string
-		ttl  time.Duration
-	}{
-		"no port":                     {"localhost", time.Minute},
-		"empty path":                  {"unix:", time.Minute},
-		"empty":                       {"", time.Minute},
-		"less than a second":          {"localhost:1", time.Millisecond},
-		"what memcached calls a date": {"localhost:1", MaxTTL + time.Second},
+	good := CacheOptions{Address: "localhost:1", View: view, Width: width, TTL: time.Minute, Timeout: time.Second}
+	if _, err := NewCache(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*CacheOptions){
+		"no port":                    func(o *CacheOptions) { o.Address = "localhost" },
+		"empty path":                 func(o *CacheOptions) { o.Address = "unix:" },
+		"no address":                 func(o *CacheOptions) { o.Address = "" },
+		"less than a second":         func(o *CacheOptions) { o.TTL = time.Second - 1 },
+		"memcached would see a date": func(o *CacheOptions) { o.TTL = MaxTTL + 1 },
+		"no time at all":             func(o *CacheOptions) { o.Timeout = 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := NewCache(tc.addr, view, width, tc.ttl); err == nil {
-				t.Error("NewCache accepted it")
+			opts := good
+			change(&opts)
+			if _, err := NewCache(opts); err == nil {
+				t.Errorf("NewCache accepted %+v", opts)
 			}
 		})
 	}
@@ -289,7 +285,7 @@ func TestNewCacheRefusesOptions(t *testing.T) {
 
 func TestExpirationStaysWithinTheTimeToLive(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 10 * time.Second, time.Hour, MaxTTL} {
-		cache, err := NewCache("localhost:1", view, width, ttl)
+		cache, err := NewCache(CacheOptions{Address: "localhost:1", TTL: ttl, Timeout: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,7 +2,7 @@
 
 // Package features finds the features of an entity by its id: first in a memcached, with one multi-get a request,
 // then in the feature store. The store is the truth; the cache may be absent, slow, dead or wrong, and the caller
-// still gets the right bytes, within tens of milliseconds. An id that the store does not hold is the only error.
+// still gets the right bytes, a few timeouts later at worst. An id that the store does not hold is the only error.
 package features
 
 import (

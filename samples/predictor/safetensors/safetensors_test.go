@@ -5,6 +5,7 @@ package safetensors
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"strings"
@@ -17,6 +18,17 @@ import (
 func file(header string, body ...byte) []byte {
 	data := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
 	return append(append(data, header...), body...)
+}
+
+// one is a header of one tensor, a.
+func one(dtype, shape, offsets string) string {
+	return fmt.Sprintf(`{"a":{"dtype":%q,"shape":%s,"data_offsets":%s}}`, dtype, shape, offsets)
+}
+
+// two is a header of two tensors of bytes, a and one of another name, each as long as its offsets say.
+func two(a [2]int, name string, b [2]int) string {
+	const tensor = `%q:{"dtype":"U8","shape":[%d],"data_offsets":[%d,%d]}`
+	return fmt.Sprintf("{"+tensor+","+tensor+"}", "a", a[1]-a[0], a[0], a[1], name, b[1]-b[0], b[0], b[1])
 }
 
 func TestParseReadsTensors(t *testing.T) {
@@ -47,7 +59,7 @@ func TestParseReadsTensors(t *testing.T) {
 }
 
 func TestParseRefusesMalformedFiles(t *testing.T) {
-	const good = `{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}`
+	good := one("U8", "[3]", "[0,3]")
 	cases := map[string]struct {
 		data    []byte
 		wantSay string
@@ -62,30 +74,30 @@ func TestParseRefusesMalformedFiles(t *testing.T) {
 		"cut body":                  {file(good, 1, 2), "ends at byte 3 of 2"},
 		"bytes behind the tensors":  {file(good, 1, 2, 3, 4), "follow the last tensor"},
 		"no tensors but bytes":      {file(`{}`, 1), "follow the last tensor"},
-		"unknown dtype":             {file(`{"a":{"dtype":"U9","shape":[3],"data_offsets":[0,3]}}`, 1, 2, 3), "unknown dtype"},
-		"shape and offsets differ":  {file(`{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,3]}}`, 1, 2, 3), "want 2 bytes"},
-		"offsets run backwards":     {file(`{"a":{"dtype":"U8","shape":[0],"data_offsets":[3,0]}}`, 1, 2, 3), "begins at byte 3"},
+		"unknown dtype":             {file(one("U9", "[3]", "[0,3]"), 1, 2, 3), "unknown dtype"},
+		"shape and offsets differ":  {file(one("U8", "[2]", "[0,3]"), 1, 2, 3), "want 2 bytes"},
+		"offsets run backwards":     {file(one("U8", "[0]", "[3,0]"), 1, 2, 3), "begins at byte 3"},
 		"no offsets":                {file(`{"a":{"dtype":"U8","shape":[0]}}`), "no data_offsets"},
-		"negative offset":           {file(`{"a":{"dtype":"U8","shape":[3],"data_offsets":[-1,2]}}`, 1, 2, 3), "reading tensor"},
-		"negative dimension":        {file(`{"a":{"dtype":"U8","shape":[-3],"data_offsets":[0,3]}}`, 1, 2, 3), "reading tensor"},
-		"offset far behind the end": {file(`{"a":{"dtype":"U8","shape":[9],"data_offsets":[18446744073709551607,18446744073709551615]}}`), "begins at"},
+		"negative offset":           {file(one("U8", "[3]", "[-1,2]"), 1, 2, 3), "reading tensor"},
+		"negative dimension":        {file(one("U8", "[-3]", "[0,3]"), 1, 2, 3), "reading tensor"},
+		"offset far behind the end": {file(one("U8", "[9]", "[18446744073709551607,18446744073709551615]")), "begins at"},
 		"hole between tensors": {
-			file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}`, 1, 2, 3),
+			file(two([2]int{0, 1}, "b", [2]int{2, 3}), 1, 2, 3),
 			"begins at byte 2, want 1",
 		},
 		"overlapping tensors": {
-			file(`{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}`, 1, 2, 3),
+			file(two([2]int{0, 2}, "b", [2]int{1, 3}), 1, 2, 3),
 			"begins at byte 1, want 2",
 		},
 		"the same name twice": {
-			file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}`, 1, 2),
+			file(two([2]int{0, 1}, "a", [2]int{1, 2}), 1, 2),
 			"described twice",
 		},
 		"a product that wraps to zero": {
-			file(`{"a":{"dtype":"U8","shape":[2147483647,2147483647,2147483647,0],"data_offsets":[0,0]}}`), "too large",
+			file(one("U8", "[2147483647,2147483647,2147483647,0]", "[0,0]")), "too large",
 		},
 		"a product that wraps to the size": {
-			file(`{"a":{"dtype":"I64","shape":[2305843009213693952],"data_offsets":[0,0]}}`), "too large",
+			file(one("I64", "[2305843009213693952]", "[0,0]")), "too large",
 		},
 		"metadata that is not text": {file(`{"__metadata__":{"a":1}}`), "__metadata__"},
 	}
@@ -136,7 +148,7 @@ func FuzzParse(f *testing.F) {
 		}
 		f.Add(data[:400])
 	}
-	f.Add(file(`{"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}`, 1, 2, 3, 4, 5, 6, 7, 8))
+	f.Add(file(one("F32", "[1,2]", "[0,8]"), 1, 2, 3, 4, 5, 6, 7, 8))
 	f.Add(file(`{"__metadata__":{"k":"v"},"a":{"dtype":"F16","shape":[],"data_offsets":[0,2]}} `, 1, 2))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := Parse(data)

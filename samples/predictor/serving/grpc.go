@@ -47,12 +47,16 @@ func (g *grpcService) ServerLive(context.Context, *inference.ServerLiveRequest) 
 }
 
 // ServerReady says whether the server wants requests.
-func (g *grpcService) ServerReady(context.Context, *inference.ServerReadyRequest) (*inference.ServerReadyResponse, error) {
+func (g *grpcService) ServerReady(
+	context.Context, *inference.ServerReadyRequest,
+) (*inference.ServerReadyResponse, error) {
 	return &inference.ServerReadyResponse{Ready: g.server.ready()}, nil
 }
 
 // ModelReady says whether the model wants requests; another model is not found.
-func (g *grpcService) ModelReady(_ context.Context, r *inference.ModelReadyRequest) (*inference.ModelReadyResponse, error) {
+func (g *grpcService) ModelReady(
+	_ context.Context, r *inference.ModelReadyRequest,
+) (*inference.ModelReadyResponse, error) {
 	_, err := g.server.model(r.GetName(), r.GetVersion())
 	if err != nil && httpStatus(err) == http.StatusNotFound {
 		return nil, err

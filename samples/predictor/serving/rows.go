@@ -85,7 +85,8 @@ func (t tensor) dimensions() (n, width int, err error) {
 		total *= d
 	}
 	if total != int64(elements) {
-		return 0, 0, invalid("inputs[0].shape", "is %v, which asks for %d elements; the data has %d", t.shape, total, elements)
+		return 0, 0, invalid("inputs[0].shape", "is %v, which asks for %d elements; the data has %d",
+			t.shape, total, elements)
 	}
 	n, width = int(t.shape[0]), int(total/t.shape[0])
 	if t.name == inputID && width != 1 {
@@ -159,7 +160,8 @@ func decodeInstance(field string, instance json.RawMessage) (row, error) {
 // maxDepth bounds lists within lists: rows, channels, height, width. Each level reads the data again.
 const maxDepth = 4
 
-// flatten reads numbers in row-major order, from a list or from lists in lists. It returns no nil slice.
+// flatten reads numbers in row-major order, from a list or from lists of equal length in lists. It returns no nil
+// slice.
 func flatten(field string, data json.RawMessage, depth int) ([]float32, error) {
 	flat := []float32{}
 	if json.Unmarshal(data, &flat) == nil && !bytes.Contains(data, []byte("null")) {
@@ -170,19 +172,32 @@ func flatten(field string, data json.RawMessage, depth int) ([]float32, error) {
 		return nil, invalid(field, "is not a list of numbers")
 	}
 	flat = flat[:0]
+	width := 0
 	for i, inner := range nested {
 		at := fmt.Sprintf("%s[%d]", field, i)
-		if inner[0] != '[' {
-			return nil, invalid(at, "is not a number that a float32 can hold")
-		}
-		if depth == 1 {
-			return nil, invalid(at, "is a list more than %d levels deep", maxDepth)
-		}
-		numbers, err := flatten(at, inner, depth-1)
+		numbers, err := flattenEntry(at, inner, depth)
 		if err != nil {
 			return nil, err
 		}
-		flat = append(flat, numbers...)
+		if i > 0 && (inner[0] == '[') != (nested[0][0] == '[') || i > 0 && len(numbers) != width {
+			return nil, invalid(at, "is not of the same shape as the entries before it")
+		}
+		width, flat = len(numbers), append(flat, numbers...)
 	}
 	return flat, nil
+}
+
+// flattenEntry reads one entry of a list: a number or another list.
+func flattenEntry(at string, entry json.RawMessage, depth int) ([]float32, error) {
+	if entry[0] == '[' {
+		if depth == 1 {
+			return nil, invalid(at, "is a list more than %d levels deep", maxDepth)
+		}
+		return flatten(at, entry, depth-1)
+	}
+	var number *float32
+	if err := json.Unmarshal(entry, &number); err != nil || number == nil {
+		return nil, invalid(at, "is not a number that a float32 can hold")
+	}
+	return []float32{*number}, nil
 }

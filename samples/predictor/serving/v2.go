@@ -72,7 +72,10 @@ func (m *loaded) inputs() []v2Tensor {
 func (m *loaded) outputs() []v2Tensor {
 	return []v2Tensor{
 		{Name: outputLabel, Datatype: datatypeOf(outputLabel), Shape: []int64{-1}},
-		{Name: outputProbabilities, Datatype: datatypeOf(outputProbabilities), Shape: []int64{-1, int64(len(m.Config.Labels))}},
+		{
+			Name: outputProbabilities, Datatype: datatypeOf(outputProbabilities),
+			Shape: []int64{-1, int64(len(m.Config.Labels))},
+		},
 	}
 }
 
