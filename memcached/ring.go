@@ -18,8 +18,9 @@ const (
 )
 
 // Ring says which server owns a key: ketama with 160 points a server, as libmemcached's ketama_weighted and twemproxy
-// (hash md5, distribution ketama) compute it for servers of equal weight. It depends on the names of the servers alone,
-// never on their addresses or on the order of the list. A Ring does not change once made and is safe for concurrent use.
+// (hash md5, distribution ketama) compute it for servers of equal weight. It depends on the names of the servers
+// alone, never on their addresses or on the order of the list. A Ring does not change once made and is safe for
+// concurrent use.
 type Ring struct {
 	servers []Server
 	points  []point

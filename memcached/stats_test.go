@@ -98,26 +98,13 @@ func TestActiveConnections(t *testing.T) {
 }
 
 // answering is a server that answers every connection with the text and closes it.
-func answering(t *testing.T, text string) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(conn, text)
-			_ = conn.(*net.TCPConn).CloseWrite()
-			_, _ = io.Copy(io.Discard, conn)
-			_ = conn.Close()
-		}
-	}()
-	return listener.Addr().String()
+func answering(tb testing.TB, text string) string {
+	tb.Helper()
+	return faultyServer(tb, func(conn *net.TCPConn) {
+		_, _ = io.WriteString(conn, text)
+		_ = conn.CloseWrite()
+		_, _ = io.Copy(io.Discard, conn)
+	})
 }
 
 func TestReadStatsRefusesWrongAnswers(t *testing.T) {
