@@ -22,6 +22,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -110,21 +111,26 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
-	switch {
-	case flags.NArg() > 0:
+	if flags.NArg() > 0 {
 		return options{}, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case opts.modelName == "":
-		return options{}, errors.New("--model_name must not be empty")
-	case opts.port < 0 || opts.port > 65535:
-		return options{}, fmt.Errorf("--port is %d, want 0 to 65535", opts.port)
-	case opts.drain < 0 || opts.finish < 0:
-		return options{}, errors.New("--drain and --finish must not be negative")
-	case opts.ttl < time.Second || opts.ttl > features.MaxTTL:
-		return options{}, fmt.Errorf("--feature_ttl is %s, want 1s to %s", opts.ttl, features.MaxTTL)
-	case opts.timeout <= 0:
-		return options{}, fmt.Errorf("--feature_timeout is %s, want a positive time", opts.timeout)
 	}
-	return opts, nil
+	return opts, opts.validate()
+}
+
+func (o options) validate() error {
+	switch {
+	case o.modelName == "" || strings.ContainsAny(o.modelName, "/:"):
+		return fmt.Errorf("--model_name is %q, want a name without / and :", o.modelName)
+	case o.port < 0 || o.port > 65535:
+		return fmt.Errorf("--port is %d, want 0 to 65535", o.port)
+	case o.drain < 0 || o.finish < 0:
+		return errors.New("--drain and --finish must not be negative")
+	case o.ttl < time.Second || o.ttl > features.MaxTTL:
+		return fmt.Errorf("--feature_ttl is %s, want 1s to %s", o.ttl, features.MaxTTL)
+	case o.timeout <= 0:
+		return fmt.Errorf("--feature_timeout is %s, want a positive time", o.timeout)
+	}
+	return nil
 }
 
 // load reads the model and its feature store and makes the server ready.

