@@ -17,9 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
-// startControl starts what needs no node. Definitions come first, since KServe and Istio look once for those that
+// startParts starts everything beside the API server. Definitions come first, since KServe and Istio look once for those that
 // they watch, and everything that does not need them starts meanwhile.
-func (t *Testbed) startControl(ctx context.Context, parts []Part) error {
+func (t *Testbed) startParts(ctx context.Context, parts []Part) error {
 	group, ctx := errgroup.WithContext(ctx)
 	if slices.Contains(parts, ControllerManager) {
 		group.Go(func() error { return t.startControllerManager(ctx) })
@@ -29,6 +29,10 @@ func (t *Testbed) startControl(ctx context.Context, parts []Part) error {
 	}
 	if slices.Contains(parts, S3) {
 		group.Go(func() error { return t.startS3(ctx) })
+	}
+	if slices.Contains(parts, Pods) {
+		group.Go(func() error { return t.startNode(ctx) })
+		group.Go(func() error { return t.startDNS(ctx) })
 	}
 	group.Go(func() error {
 		if err := t.installDefinitions(ctx, parts); err != nil {
@@ -99,6 +103,7 @@ func (t *Testbed) startControllerManager(ctx context.Context) error {
 		"--service-account-private-key-file="+t.ca.path("service-accounts.key"),
 		"--root-ca-file="+t.ca.path("ca.crt"),
 		"--use-service-account-credentials=true",
+		"--flex-volume-plugin-dir="+t.path("tmp"),
 		"--kube-api-qps=200", "--kube-api-burst=400",
 	)
 	return t.launch(ctx, c)

@@ -41,8 +41,8 @@ const (
 	portIstioHTTP
 	portIstioMonitoring
 	portPrometheus
-	portContainerdMetrics
-	portDNSHealth
+	portProxyHealth
+	portDNSReady
 	portMemcached // And all that follow.
 )
 
@@ -80,7 +80,7 @@ func newInstance(ctx context.Context, cache, keeperProgram string, node bool) (*
 	id := fmt.Sprintf("%d-%s", slot, strings.ToLower(rand.Text()[:5]))
 	in := &instance{id: id, dir: filepath.Join(run, id), slot: slot}
 	// A unix socket's path has at most 107 characters.
-	if len(in.path("containerd/containerd.sock.ttrpc")) > 100 {
+	if len(in.path("run/containerd/containerd.sock.ttrpc")) > 100 {
 		return nil, fmt.Errorf("the path of %s is too long for sockets: set OUTRIGGER_CACHE to a shorter one", in.dir)
 	}
 	for _, folder := range []string{in.dir, in.logDir(), in.path("tmp")} {

@@ -31,7 +31,11 @@ func (t *Testbed) launch(ctx context.Context, c component) error {
 	if err := t.startProcess(ctx, c); err != nil {
 		return err
 	}
-	return t.awaitComponent(ctx, c)
+	if err := t.awaitComponent(ctx, c); err != nil {
+		return err
+	}
+	t.say("%s is ready", c.name)
+	return nil
 }
 
 func (t *Testbed) startProcess(ctx context.Context, c component) error {
@@ -62,7 +66,6 @@ func (t *Testbed) awaitComponent(ctx context.Context, c component) error {
 	for {
 		err := c.ready(ctx)
 		if err == nil {
-			t.say("%s is ready", c.name)
 			return nil
 		}
 		select {

@@ -45,6 +45,9 @@ var (
 		name: "runc", module: "runc", pkg: "github.com/opencontainers/runc",
 		from: "github.com/opencontainers/runc", tags: "seccomp", cgo: true, about: "20 s",
 	}
+	dnsProgram = program{
+		name: "coredns", module: "coredns", pkg: ".", from: "github.com/coredns/coredns", about: "1 minute",
+	}
 	keeperProgram = program{
 		name: "keeper", pkg: "./test/testbed/keeper", about: "2 s",
 		inputs: []string{"test/testbed/keeper", "test/testbed/internal/keep"},
@@ -68,7 +71,7 @@ var partPrograms = map[Part][]program{
 	S3:                {s3Program},
 	Istio:             {istiodProgram},
 	KServe:            {kserveProgram},
-	Pods:              {kubeletProgram, proxyProgram, runcProgram, pauseProgram},
+	Pods:              {kubeletProgram, proxyProgram, runcProgram, dnsProgram, pauseProgram},
 }
 
 // programsFor returns what a testbed with these parts needs.

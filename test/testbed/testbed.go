@@ -74,10 +74,15 @@ func (t *Testbed) bringUp(ctx context.Context, parts []Part) error {
 		ID: t.id, Size: t.options.Size.String(), Folder: t.dir, Owner: os.Getpid(), Logs: t.logDir(),
 		Kubeconfig: t.path("kubeconfig"), Kubectl: t.bin.programs[kubectlProgram.name], HostIP: loopback,
 	}
+	if t.options.Size == Node {
+		if err := t.connectNode(ctx); err != nil {
+			return err
+		}
+	}
 	if err := t.startAPI(ctx, parts); err != nil {
 		return err
 	}
-	if err := t.startControl(ctx, parts); err != nil {
+	if err := t.startParts(ctx, parts); err != nil {
 		return err
 	}
 	if t.options.Prometheus != "" {
@@ -146,6 +151,9 @@ func (t *Testbed) XDSAddress() string { return t.State().XDSAddress }
 
 // PrometheusURL returns the URL of Prometheus, empty if the testbed has none.
 func (t *Testbed) PrometheusURL() string { return t.State().PrometheusURL }
+
+// NodeIP returns the node's address, which this machine and the pods reach, empty without a node.
+func (t *Testbed) NodeIP() string { return t.State().NodeIP }
 
 // HostIP returns the address at which the API server and the pods reach a process of this machine that listens there
 // or on all addresses. Webhooks that a test serves itself are registered with it.

@@ -12,16 +12,10 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // ErrAlive says that a folder belongs to a living keeper and was left alone.
 var ErrAlive = errors.New("belongs to a testbed that runs")
-
-const cgroupMount = "/sys/fs/cgroup"
-
-// CgroupName returns the name of the cgroup, below the root of every hierarchy, that holds the pods of dir's node.
-func CgroupName(dir string) string { return "outrigger-testbed-" + filepath.Base(dir) }
 
 // Clean removes what a dead keeper left of the folder dir: processes, cgroups and the folder. It is an error wrapping
 // [ErrAlive] if its keeper lives, and none if there is nothing to remove.
@@ -74,55 +68,6 @@ func remove(dir string) error {
 		return fmt.Errorf("removing the testbed's folder: %w", err)
 	}
 	return nil
-}
-
-// removeCgroups removes the named cgroup and those below it from every hierarchy, version 1 or 2.
-func removeCgroups(name string) error {
-	tops := []string{filepath.Join(cgroupMount, name)}
-	controllers, err := os.ReadDir(cgroupMount)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("listing cgroups: %w", err)
-	}
-	for _, c := range controllers {
-		tops = append(tops, filepath.Join(cgroupMount, c.Name(), name))
-	}
-	for _, top := range tops {
-		err = errors.Join(err, removeCgroup(top))
-	}
-	return err
-}
-
-func removeCgroup(top string) error {
-	var folders []string
-	_ = filepath.WalkDir(top, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			folders = append(folders, path)
-		}
-		return nil
-	})
-	slices.Reverse(folders) // Deepest first.
-	for _, f := range folders {
-		if err := rmdirPatiently(f); err != nil {
-			return fmt.Errorf("removing cgroup: %w", err)
-		}
-	}
-	return nil
-}
-
-// rmdirPatiently removes a cgroup, which stays busy for a moment after its last process ended.
-func rmdirPatiently(path string) error {
-	var err error
-	for range 100 {
-		err = syscall.Rmdir(path)
-		if err == nil || errors.Is(err, syscall.ENOENT) {
-			return nil
-		}
-		if !errors.Is(err, syscall.EBUSY) {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return &os.PathError{Op: "rmdir", Path: path, Err: err}
 }
 
 // killMarked kills processes whose environment names the testbed: those of a keeper that was killed before their

@@ -4,8 +4,11 @@ package keep
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -19,12 +22,28 @@ var nodeFolders = map[string]string{
 	"/var/log": "var-log",
 }
 
+// NodeFolders returns the folders of this machine that a node cannot see, for it has its own in their place.
+func NodeFolders() []string { return slices.Sorted(maps.Keys(nodeFolders)) }
+
+// InNode returns where a path inside one of the node's own folders lies on this machine.
+func InNode(dir, path string) string {
+	for target, name := range nodeFolders {
+		if rest, ok := strings.CutPrefix(path, target+"/"); ok {
+			return filepath.Join(dir, name, rest)
+		}
+	}
+	return path
+}
+
 // serveNode is the first process of a node's namespaces. It ends by being killed, and everything with it.
 func serveNode(dir string) error {
 	if os.Getpid() != 1 {
 		return fmt.Errorf("role %s is for the first process of a pid namespace", roleInit)
 	}
 	if err := prepareMounts(dir); err != nil {
+		return err
+	}
+	if err := enterCgroup(CgroupName(dir)); err != nil {
 		return err
 	}
 	if err := syscall.Sethostname([]byte(NodeHostname)); err != nil {

@@ -9,15 +9,13 @@ import (
 	"github.com/coredns/coredns/coremain"
 
 	_ "github.com/coredns/coredns/plugin/bind"
-	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
-	_ "github.com/coredns/coredns/plugin/health"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
 	_ "github.com/coredns/coredns/plugin/ready"
 )
 
 func init() {
-	dnsserver.Directives = []string{"bind", "health", "ready", "errors", "cache", "kubernetes"}
+	dnsserver.Directives = []string{"bind", "ready", "errors", "kubernetes"}
 }
 
 func main() {
