@@ -129,7 +129,7 @@ func TestRingTiesFallByName(t *testing.T) {
 // TestRingMovesKeysOnlyToTheNewServer holds invariant I5: one more server takes about its share, and from no key that
 // it does not take itself does the owner change.
 func TestRingMovesKeysOnlyToTheNewServer(t *testing.T) {
-	const keys = 20000
+	const keys = 6000
 	for n := 1; n <= 20; n++ {
 		t.Run(fmt.Sprintf("%d to %d servers", n, n+1), func(t *testing.T) {
 			servers := slots(n+1, 11211)

@@ -3,6 +3,7 @@
 package memcached
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -134,4 +135,23 @@ func keysOf(tb testing.TB, d *Document, slot, n int) []string {
 		}
 	}
 	return keys
+}
+
+// answerReader reads answers line by line.
+type answerReader struct {
+	lines *bufio.Scanner
+}
+
+func newAnswerReader(conn net.Conn) *answerReader {
+	return &answerReader{bufio.NewScanner(conn)}
+}
+
+// line returns the next line; "" and a failed test when there is none.
+func (r *answerReader) line(tb testing.TB) string {
+	tb.Helper()
+	if !r.lines.Scan() {
+		tb.Errorf("no answer: %v", r.lines.Err())
+		return "END"
+	}
+	return r.lines.Text()
 }
