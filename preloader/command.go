@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+)
+
+const usage = `Usage:
+  preloader SOURCE DIRECTORY [SOURCE DIRECTORY ...]   fetch models, as KServe's storage-initializer does
+  preloader pull SOURCE DIRECTORY [...]               the same
+  preloader verify DIRECTORY                          read a fetched tree and check every byte
+  preloader version                                   print the version
+
+SOURCE is s3://bucket/path, or a local path, which is linked. Settings come from the environment:
+AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_CONNS,
+PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
+PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
+`
+
+// Command is the command line: arguments without the program's name, the
+// environment, and where to write.
+type Command struct {
+	Args           []string
+	Getenv         func(string) string
+	Stdout, Stderr io.Writer
+}
+
+// StoppedError is the cause of a context that a signal ended.
+type StoppedError struct {
+	// Signal is what ended it.
+	Signal os.Signal
+}
+
+// Error names the signal.
+func (s *StoppedError) Error() string { return "stopped by " + s.Signal.String() }
+
+// Run does what the arguments ask for and returns the exit code.
+func (c *Command) Run(ctx context.Context) ExitCode {
+	verb, args := c.verb()
+	switch verb {
+	case "pull":
+		return c.pull(ctx, args)
+	case "verify":
+		return c.verify(ctx, args)
+	case "version":
+		fmt.Fprintln(c.Stdout, Version()) //nolint:errcheck // nobody is left to tell
+		return ExitOK
+	case "help":
+		fmt.Fprint(c.Stdout, usage) //nolint:errcheck // nobody is left to tell
+		return ExitOK
+	}
+	fmt.Fprint(c.Stderr, usage) //nolint:errcheck // nobody is left to tell
+	return ExitUsage
+}
+
+// verb tells what is asked for. Arguments that start with no known word are a
+// pull, because that is how KServe calls its initializer.
+func (c *Command) verb() (string, []string) {
+	if len(c.Args) > 0 {
+		switch first := c.Args[0]; first {
+		case "pull", "verify", "version", "help":
+			return first, c.Args[1:]
+		case "-h", "-help", "--help":
+			return "help", nil
+		}
+	}
+	return "pull", c.Args
+}
+
+// pull fetches pairs and leaves the last word.
+func (c *Command) pull(ctx context.Context, args []string) ExitCode {
+	opts, err := OptionsFromEnv(c.Getenv)
+	log := c.logger(opts.JSONLogs)
+	if err != nil {
+		opts.TerminationLog = firstOf(c.Getenv("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog)
+		return c.end(log, opts, &Report{}, err)
+	}
+	if len(args) < 2 || len(args)%2 != 0 {
+		fmt.Fprint(c.Stderr, usage) //nolint:errcheck // nobody is left to tell
+		failure := usageFailure("want pairs of a source and a directory, got %d arguments", len(args))
+		// KServe's initializer returns 1 here.
+		failure.Code = ExitTransient
+		return c.end(log, opts, &Report{}, failure)
+	}
+	var pairs []Pair
+	for i := 0; i < len(args); i += 2 {
+		pairs = append(pairs, Pair{Source: args[i], Dest: args[i+1]})
+	}
+	report, err := Pull(ctx, opts, pairs, log)
+	return c.end(log, opts, report, err)
+}
+
+// end says how it went, in the log and in the termination message.
+func (c *Command) end(log *slog.Logger, opts Options, report *Report, err error) ExitCode {
+	var failure *Failure
+	if err != nil {
+		failure = failureOf(err)
+	}
+	message := terminationMessage(report, failure)
+	if err := writeTermination(opts.TerminationLog, message); err != nil {
+		log.Warn("The termination message could not be left", "cause", err.Error())
+	}
+	if failure != nil {
+		log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))
+		return failure.Code
+	}
+	log.Info("Model ready: "+report.summary(), "retries", report.Retries)
+	return ExitOK
+}
+
+// failureOf words any error, signals included.
+func failureOf(err error) *Failure {
+	var stopped *StoppedError
+	if !errors.As(err, &stopped) {
+		return asFailure(err)
+	}
+	f := &Failure{
+		Code: ExitTerminated, Reason: "Stopped", Cause: "the pull was " + stopped.Error(),
+		Advice: "The next start goes on where this one stopped.",
+	}
+	if stopped.Signal == syscall.SIGINT {
+		f.Code = ExitInterrupt
+	}
+	return f
+}
+
+// verify reads a fetched tree and reports the first file that is not as the
+// marker says.
+func (c *Command) verify(ctx context.Context, args []string) ExitCode {
+	log := c.logger(c.Getenv("PRELOADER_LOG") == "json")
+	if len(args) != 1 {
+		fmt.Fprint(c.Stderr, usage) //nolint:errcheck // nobody is left to tell
+		return ExitUsage
+	}
+	marker, err := VerifyTree(ctx, args[0])
+	if err != nil {
+		failure := failureOf(err)
+		log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))
+		return failure.Code
+	}
+	log.Info("Every file is as it was fetched", "directory", args[0],
+		"files", len(marker.Files), "bytes", formatBytes(marker.Bytes))
+	return ExitOK
+}
+
+// VerifyTree reads every file that the marker of a fetched tree lists and
+// compares its bytes with the check that was noted when it was fetched.
+func VerifyTree(ctx context.Context, dir string) (*Marker, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, &Failure{Code: ExitNotFound, Reason: "NotFound", Cause: "cannot open " + dir, Err: err}
+	}
+	defer root.Close() //nolint:errcheck // only read
+	marker, err := loadMarker(root)
+	if err != nil {
+		return nil, err
+	}
+	if marker == nil {
+		return nil, &Failure{
+			Code: ExitNotFound, Reason: "Incomplete", Cause: dir + " holds no complete model (" + markerName + " is missing)",
+			Advice: "Run preloader pull first.",
+		}
+	}
+	s := &store{dir: dir, root: root}
+	buf := make([]byte, bufferSize)
+	for _, r := range marker.Files {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if !s.matches(r, buf) {
+			return nil, &Failure{
+				Code: ExitIntegrity, Reason: "FileChanged",
+				Cause:  "file " + strconv.Quote(r.Path) + " in " + dir + " does not hold what was fetched",
+				Advice: "Remove the file and pull again.",
+			}
+		}
+	}
+	return marker, nil
+}
+
+// Version returns the version that the build was given, or that of the module.
+func Version() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+// version is set by the linker.
+var version string

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package preloader copies a model from S3 into a directory, as fast as the
+// machine allows, in bounded memory, and never shows a file that it could not
+// vouch for.
+//
+// It is a drop-in for KServe's storage-initializer: the same arguments, the
+// same environment, the same layout on disk. It knows nothing of Kubernetes.
+//
+// The contract:
+//
+//   - A final file name holds only bytes that passed the configured check.
+//     Bytes travel through a hidden working directory and are renamed.
+//   - All bytes of one file come from one version of the object: every request
+//     carries If-Match, and a changed object starts over once.
+//   - Writes stay under the destination (os.Root), whatever the keys say.
+//   - A run that was killed goes on where it stopped; see [Marker] and journal.go.
+//   - Memory does not grow with the model: one buffer a connection, no more.
+//   - Every failure is a [Failure]: an exit code, a cause and an advice.
+//
+// The files, in the order in which a pull passes through them: command.go
+// (arguments), options.go (environment), uri.go, s3config.go and s3.go (the
+// store that is read), tree.go and pattern.go (which objects become which
+// files), plan.go (byte ranges), store.go and journal.go (the directory that is
+// written), fetch.go and stream.go (moving the bytes), crc.go and verify.go (trusting
+// them), progress.go and report.go (saying so).
+package preloader

@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxConns bounds how many requests may run at once.
+const maxConns = 256
+
+// bufferSize is what one connection holds in memory, and the size of a write.
+const bufferSize = mebibyte
+
+// engine moves the files of one destination. Connections take work from one
+// queue: parts of files that are open first, in file order, so that writes stay
+// close to sequential; then the next file.
+type engine struct {
+	src      source
+	store    *store
+	journal  *journal
+	opts     Options
+	log      *slog.Logger
+	progress *progress
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	waiting []*file // not opened yet
+	open    []*file // opened, with parts that nobody has taken
+	opened  int     // files between opening and finishing
+	left    int     // files not finished
+	err     error   // the first failure; ends the run
+	records []FileRecord
+}
+
+// file is one object on its way to disk.
+type file struct {
+	entry
+	uri string
+	// saved is what an earlier run left of it, or nil.
+	saved *savedFile
+
+	// These are set while the file is opened, before others see it.
+	id    int
+	temp  *os.File
+	proof proof
+
+	mu       sync.Mutex
+	chosen   bool
+	segments []segment
+
+	// These belong to the engine's lock.
+	parts    []span
+	inFlight int
+	again    error // why the file has to start over
+	restarts int
+}
+
+func (f *file) add(s segment) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.segments = append(f.segments, s)
+}
+
+// small files take one request that brings data and checksum together.
+func (f *file) small() bool { return f.object.size <= minPart }
+
+// run fetches the files with this many connections and returns their records.
+func (e *engine) run(ctx context.Context, files []*file, conns int) ([]FileRecord, error) {
+	e.changed = sync.NewCond(&e.mu)
+	e.waiting, e.left = files, len(files)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { e.fail(context.Cause(ctx)) })
+	defer stop()
+	conns = max(1, min(conns, e.mostRequests(files)))
+	arena, err := unix.Mmap(-1, 0, conns*bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return nil, fmt.Errorf("reserving %s of buffers: %w", formatBytes(int64(conns)*bufferSize), err)
+	}
+	var group sync.WaitGroup
+	for i := range conns {
+		w := &worker{buf: arena[i*bufferSize : (i+1)*bufferSize]}
+		group.Go(func() {
+			if err := e.work(ctx, w); err != nil {
+				e.fail(err)
+				cancel(err)
+			}
+		})
+	}
+	group.Wait()
+	for _, f := range files {
+		if f.temp != nil {
+			_ = f.temp.Close()
+		}
+	}
+	if err := unix.Munmap(arena); err != nil {
+		return nil, fmt.Errorf("giving buffers back: %w", err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.records, e.err
+}
+
+// mostRequests returns how many requests could ever run at once.
+func (e *engine) mostRequests(files []*file) int {
+	most := 0
+	for _, f := range files {
+		most += int(f.object.size/minPart) + 1
+	}
+	return most
+}
+
+func (e *engine) fail(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.err == nil && e.left > 0 {
+		e.err = err
+	}
+	e.changed.Broadcast()
+}
+
+// work is one connection's life.
+func (e *engine) work(ctx context.Context, w *worker) error {
+	for {
+		f, part, opening := e.next()
+		if f == nil {
+			return nil
+		}
+		var err error
+		if opening {
+			err = e.openFile(ctx, f)
+		} else {
+			err = e.fetchSpan(ctx, w, f, part)
+		}
+		if err := e.settle(ctx, w, f, err); err != nil {
+			return err
+		}
+	}
+}
+
+// next returns a part to fetch or a file to open; no file means that nothing is
+// left to do.
+func (e *engine) next() (f *file, part span, opening bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for e.err == nil && e.left > 0 {
+		if len(e.open) > 0 {
+			f = e.open[0]
+			part, f.parts = f.parts[0], f.parts[1:]
+			if len(f.parts) == 0 {
+				e.open = e.open[1:]
+			}
+			f.inFlight++
+			return f, part, false
+		}
+		limit := e.opts.FileConcurrency
+		if len(e.waiting) > 0 && (limit == 0 || e.opened < limit) {
+			f, e.waiting = e.waiting[0], e.waiting[1:]
+			e.opened++
+			f.inFlight++
+			return f, span{}, true
+		}
+		e.changed.Wait()
+	}
+	return nil, span{}, false
+}
+
+// settle takes note of how a piece of work ended, and finishes or restarts the
+// file if it was the last piece.
+func (e *engine) settle(ctx context.Context, w *worker, f *file, err error) error {
+	if err != nil && !startsOver(err) {
+		return err
+	}
+	if !e.lastPiece(f, err) {
+		return nil
+	}
+	if f.again == nil {
+		record, err := e.finish(f, w.buf)
+		if err == nil {
+			e.finished(record)
+			return nil
+		}
+		if !startsOver(err) {
+			return err
+		}
+		f.again = err
+	}
+	return e.restart(ctx, f)
+}
+
+// startsOver reports whether an error is about one file's content, which a
+// fresh download may mend.
+func startsOver(err error) bool {
+	var corrupt *corruptError
+	return errors.Is(err, errChanged) || errors.As(err, &corrupt)
+}
+
+// lastPiece reports whether nothing of the file is being worked on or waiting.
+func (e *engine) lastPiece(f *file, err error) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.inFlight--
+	if err != nil && f.again == nil {
+		f.again = err
+		f.parts = nil
+		for i, o := range e.open {
+			if o == f {
+				e.open = append(e.open[:i:i], e.open[i+1:]...)
+				break
+			}
+		}
+	}
+	return f.inFlight == 0 && len(f.parts) == 0
+}
+
+func (e *engine) finished(record FileRecord) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.records = append(e.records, record)
+	e.opened--
+	e.left--
+	e.progress.files.Add(1)
+	e.changed.Broadcast()
+}
+
+// restart queues a file once more from its first byte, as the object is now.
+func (e *engine) restart(ctx context.Context, f *file) error {
+	if f.restarts++; f.restarts > 1 {
+		return twiceWrong(f, f.again)
+	}
+	e.log.Warn("Starting a file over", "object", f.uri, "cause", f.again.Error())
+	now, err := e.src.head(ctx, f.object.key)
+	if err != nil {
+		return err
+	}
+	var lost int64
+	for _, s := range f.segments {
+		lost += s.n
+	}
+	e.progress.done.Add(-lost)
+	e.progress.total.Add(now.size - f.object.size)
+	_ = f.temp.Close()
+	f.object, f.temp, f.saved, f.segments, f.chosen, f.again = now, nil, nil, nil, false, nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.opened--
+	e.waiting = append(e.waiting, f)
+	e.changed.Broadcast()
+	return nil
+}
+
+func twiceWrong(f *file, err error) *Failure {
+	out := &Failure{Code: ExitIntegrity, Err: err}
+	if errors.Is(err, errChanged) {
+		out.Reason, out.Cause = "ObjectChanged", f.uri+" kept changing while it was being read"
+		out.Advice = "Wait until its upload has ended, or publish versions under new names."
+		return out
+	}
+	out.Reason, out.Cause = "ChecksumMismatch", f.uri+" does not match its checksum, twice"
+	out.Advice = "The stored object, or something on the way, is damaged: upload it again and look at proxies between."
+	return out
+}
+
+// openFile settles what is to be fetched of a file and hands its parts out.
+func (e *engine) openFile(ctx context.Context, f *file) error {
+	if !f.small() || f.saved != nil {
+		now, err := e.src.head(ctx, f.object.key)
+		if err != nil {
+			return err
+		}
+		if now.version() != f.object.version() || now.size != f.object.size {
+			return errChanged
+		}
+		f.object = now
+		if err := e.prove(f); err != nil {
+			return err
+		}
+	}
+	fresh := f.saved == nil || f.saved.CRC != f.proof.crc.name
+	temp, err := e.store.openTemp(f.rel, f.object.size, fresh)
+	if err != nil {
+		return err
+	}
+	f.temp = temp
+	if err := e.enroll(f, fresh); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	part := e.opts.PartSize
+	if part == 0 {
+		part = partSize(f.object.size, e.opts.Conns)
+	}
+	f.parts = split(gaps(f.object.size, f.segments), part)
+	if f.small() && len(f.segments) == 0 && f.object.size > 0 {
+		f.parts = []span{{0, f.object.size}}
+	}
+	if len(f.parts) > 0 {
+		e.open = append(e.open, f)
+		e.changed.Broadcast()
+	}
+	return nil
+}
+
+// enroll takes over what an earlier run left, and makes the file known to the
+// journal if it is worth resuming.
+func (e *engine) enroll(f *file, fresh bool) error {
+	if !fresh {
+		f.id = f.saved.ID
+		f.segments = mergeSegments(f.proof.crc, f.object.size, f.saved.segments)
+		var have int64
+		for _, s := range f.segments {
+			have += s.n
+		}
+		e.progress.done.Add(have)
+		e.progress.resumed.Add(have)
+		return nil
+	}
+	if f.small() {
+		return nil
+	}
+	id, err := e.journal.begin(begunFile{
+		Path: f.rel, Object: f.uri, Version: f.object.version(), Size: f.object.size, CRC: f.proof.crc.name,
+	})
+	if err != nil {
+		return diskFailure(e.store.dir, err)
+	}
+	f.id = id
+	return nil
+}
+
+// learn takes the checksum from the first answer for a small file.
+func (e *engine) learn(f *file, answered object) error {
+	f.mu.Lock()
+	chosen := f.chosen
+	f.mu.Unlock()
+	if chosen {
+		return nil
+	}
+	f.object.sum, f.object.encrypted = answered.sum, answered.encrypted
+	return e.prove(f)
+}
+
+// prove settles how the file will be checked.
+func (e *engine) prove(f *file) error {
+	p, err := choose(e.opts.Verify, f.object, f.small())
+	if err != nil {
+		return err
+	}
+	if e.opts.Verify == VerifyRequire && p.evidence == EvidenceSize {
+		return &Failure{
+			Code: ExitIntegrity, Reason: "NoChecksum", Cause: f.uri + " has no checksum that can be checked",
+			Advice: "Upload it again with a checksum (any current S3 client adds one), or set PRELOADER_VERIFY to auto.",
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.proof, f.chosen = p, true
+	return nil
+}
+
+// finish checks a file whose bytes are all there and gives it its final name.
+// The journal is told first: a process that dies between the two then finds
+// either the final file, known by its time, or one to rename.
+func (e *engine) finish(f *file, buf []byte) (FileRecord, error) {
+	crc, err := f.wholeCRC()
+	if err != nil {
+		return FileRecord{}, err
+	}
+	if !f.chosen { // an empty file, for which nothing was asked
+		if err := e.prove(f); err != nil {
+			return FileRecord{}, err
+		}
+	}
+	if err := f.proof.check(crc, io.NewSectionReader(f.temp, 0, f.object.size), buf); err != nil {
+		return FileRecord{}, err
+	}
+	info, err := f.temp.Stat()
+	if err != nil {
+		return FileRecord{}, diskFailure(e.store.dir, err)
+	}
+	err = f.temp.Close()
+	f.temp = nil
+	if err != nil {
+		return FileRecord{}, diskFailure(e.store.dir, err)
+	}
+	record := FileRecord{
+		Path: f.rel, Object: f.uri, Version: f.object.version(), Size: f.object.size, Modified: info.ModTime().UnixNano(),
+		CRC: f.proof.crc.name, Sum: f.proof.crc.encode(crc), Evidence: f.proof.evidence,
+	}
+	if err := e.journal.finished(record); err != nil {
+		return FileRecord{}, diskFailure(e.store.dir, err)
+	}
+	return record, e.store.publish(f.rel)
+}
+
+// wholeCRC combines the checks of the pieces, which must make up the file.
+func (f *file) wholeCRC() (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.object.size == 0 {
+		return 0, nil
+	}
+	whole := mergeSegments(f.proof.crc, f.object.size, f.segments)
+	if len(whole) != 1 || whole[0].off != 0 || whole[0].n != f.object.size {
+		return 0, &corruptError{"some of its bytes are missing"}
+	}
+	return whole[0].crc, nil
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// logger writes to standard error, as KServe's initializer does: plain lines,
+// or JSON if asked for.
+func (c *Command) logger(inJSON bool) *slog.Logger {
+	if inJSON {
+		return slog.New(slog.NewJSONHandler(c.Stderr, nil))
+	}
+	return slog.New(&plainHandler{out: c.Stderr, mu: &sync.Mutex{}})
+}
+
+// plainHandler writes one line a record: time, level, message, name=value.
+type plainHandler struct {
+	mu    *sync.Mutex
+	out   io.Writer
+	attrs []slog.Attr
+}
+
+// Enabled leaves out what only matters while looking for faults.
+func (h *plainHandler) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelInfo
+}
+
+// Handle writes the line in one piece.
+func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
+	var line strings.Builder
+	fmt.Fprintf(&line, "%s %-5s %s", r.Time.UTC().Format(time.RFC3339), r.Level, r.Message)
+	write := func(a slog.Attr) bool {
+		value := a.Value.String()
+		if strings.ContainsAny(value, " \t\n\"=") {
+			value = strconv.Quote(value)
+		}
+		line.WriteString(" " + a.Key + "=" + value)
+		return true
+	}
+	for _, a := range h.attrs {
+		write(a)
+	}
+	r.Attrs(write)
+	line.WriteByte('\n')
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, err := io.WriteString(h.out, line.String())
+	return err
+}
+
+// WithAttrs returns a handler that adds attrs to every line.
+func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &plainHandler{mu: h.mu, out: h.out, attrs: append(h.attrs[:len(h.attrs):len(h.attrs)], attrs...)}
+}
+
+// WithGroup returns the handler itself: nothing here is grouped.
+func (h *plainHandler) WithGroup(string) slog.Handler { return h }

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// defaultConns is how many requests run at once if nothing else is asked for.
+const defaultConns = 8
+
+// Pull fetches every pair in turn, as KServe does, and stops at the first
+// failure. The report covers what was done until then; it is never nil.
+// The error, if any, is a *Failure or the cause of the context's end.
+func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*Report, error) {
+	if opts.Deadline > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, opts.Deadline)
+		defer cancel()
+	}
+	if opts.Conns == 0 {
+		opts.Conns = defaultConns
+	}
+	opts.Conns = int(min(int64(opts.Conns), max(1, opts.Memory/bufferSize)))
+	total := &Report{}
+	for _, pair := range pairs {
+		start := time.Now()
+		one := Report{}
+		err := pullPair(ctx, opts, pair, log, &one)
+		one.Seconds = time.Since(start).Seconds()
+		total.add(one)
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, report *Report) error {
+	at, err := parseSource(pair.Source)
+	if err != nil {
+		return err
+	}
+	switch at.kind {
+	case sourceMounted:
+		log.Info("Nothing to do: the model agent fills this directory", "source", pair.Source)
+		return nil
+	case sourceLocal:
+		return linkLocal(at.path, pair.Dest, opts.Filter, log, report)
+	case sourceS3:
+	}
+	client, err := newS3Client(ctx, opts, opts.Conns)
+	if err != nil {
+		return err
+	}
+	p := &pull{
+		opts: opts, at: at, pair: pair, log: log, report: report,
+		src: newS3Source(client, at.bucket), progress: &progress{},
+	}
+	return p.run(ctx)
+}
+
+// pull is the state of fetching one pair.
+type pull struct {
+	opts     Options
+	at       location
+	pair     Pair
+	log      *slog.Logger
+	report   *Report
+	src      source
+	progress *progress
+
+	store *store
+	saved *saved
+	// keep are records of files in place, by path: those of this source that
+	// need no fetching, and those that other sources left.
+	keep map[string]FileRecord
+}
+
+func (p *pull) run(ctx context.Context) error {
+	var err error
+	p.store, err = openStore(ctx, p.pair.Dest, func() {
+		p.log.Info("Waiting for another preloader in the same directory", "directory", p.pair.Dest)
+	})
+	if err != nil {
+		return err
+	}
+	defer p.store.close()
+	p.log.Info("Listing", "source", p.pair.Source)
+	objects, err := p.src.list(ctx, p.at.path, p.opts.SiblingPrefixes)
+	if err != nil {
+		return p.giveUp(ctx, err, "listing "+p.pair.Source)
+	}
+	entries, err := layout(objects, p.at.path, p.opts.Filter)
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 {
+		return p.nothingFound(len(objects))
+	}
+	marker, err := p.recall(ctx)
+	if err != nil {
+		return err
+	}
+	files := p.missing(entries)
+	p.tally(entries)
+	if len(files) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
+		p.log.Info("Everything is in place already", "files", len(entries))
+		return nil
+	}
+	return p.fetch(ctx, files, marker)
+}
+
+// giveUp words an error that is not a Failure yet.
+func (p *pull) giveUp(ctx context.Context, err error, what string) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if !retryable(err) {
+		return err
+	}
+	return exhausted(what, p.opts.Attempts, err)
+}
+
+func (p *pull) nothingFound(listed int) error {
+	f := &Failure{
+		Code: ExitNotFound, Reason: "NoModel", Cause: "no model found in " + p.pair.Source,
+		Advice: "Check the path in the storage URI: it must be an object's key, or a folder with objects below it.",
+	}
+	if listed > 0 {
+		f.Cause = "no file is left of " + p.pair.Source + " after the filters"
+		f.Advice = "Check STORAGE_ALLOW_PATTERNS and STORAGE_IGNORE_PATTERNS."
+	}
+	return f
+}
+
+// recall reads what earlier runs left, and checks it against the bytes if the
+// machine has restarted since.
+func (p *pull) recall(ctx context.Context) (*Marker, error) {
+	p.saved, p.keep = newSaved(), map[string]FileRecord{}
+	if !p.opts.Resume {
+		return nil, nil //nolint:nilnil // no marker is believed
+	}
+	marker, err := loadMarker(p.store.root)
+	if err != nil {
+		return nil, err
+	}
+	if p.saved, err = loadSaved(p.store.root); err != nil {
+		return nil, err
+	}
+	boot := bootID()
+	suspect := boot == "" || p.saved.boot != boot && p.saved.boot != ""
+	if marker != nil {
+		suspect = suspect || marker.Boot != boot
+		for _, r := range marker.Files {
+			if _, newer := p.saved.done[r.Path]; !newer {
+				p.saved.done[r.Path] = r
+			}
+		}
+	}
+	if suspect {
+		p.log.Info("Checking what an earlier run left, because the machine has restarted since")
+		if err := p.recheck(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return marker, nil
+}
+
+// missing returns the files that have to be fetched.
+func (p *pull) missing(entries []entry) []*file {
+	wanted := map[string]bool{}
+	var files []*file
+	for _, e := range entries {
+		uri := "s3://" + p.at.bucket + "/" + e.object.key
+		wanted[e.rel] = true
+		if r, ok := p.saved.done[e.rel]; ok && r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size &&
+			p.enough(r) && p.inPlace(r) {
+			p.keep[e.rel] = r
+			continue
+		}
+		f := &file{entry: e, uri: uri}
+		if s := p.saved.begun[e.rel]; s != nil && s.Object == uri && s.Version == e.object.version() && s.Size == e.object.size {
+			f.saved = s
+		} else {
+			delete(p.saved.begun, e.rel)
+		}
+		files = append(files, f)
+	}
+	for rel, r := range p.saved.done {
+		if !wanted[rel] && p.inPlace(r) {
+			p.keep[rel] = r
+		}
+	}
+	for rel := range p.saved.begun {
+		if !wanted[rel] {
+			delete(p.saved.begun, rel)
+		}
+	}
+	return files
+}
+
+// enough reports whether a file was checked as strictly as this run asks.
+func (p *pull) enough(r FileRecord) bool {
+	return p.opts.Verify != VerifyRequire || r.Evidence != EvidenceSize
+}
+
+// inPlace reports whether the file that r speaks of is there, after giving it
+// its final name if an earlier run died just before that.
+func (p *pull) inPlace(r FileRecord) bool {
+	if p.store.holds(r) {
+		return true
+	}
+	gathered := r
+	gathered.Path = tempName(r.Path)
+	return p.store.holds(gathered) && p.store.publish(r.Path) == nil
+}
+
+// tally starts the counters with what this source comes to.
+func (p *pull) tally(entries []entry) {
+	for _, e := range entries {
+		p.progress.total.Add(e.object.size)
+		if r, ok := p.keep[e.rel]; ok {
+			p.progress.done.Add(e.object.size)
+			p.progress.skipped.Add(1)
+			p.report.believe(r.Evidence, 1)
+			p.report.Bytes += r.Size
+			p.report.Files++
+			p.report.Skipped++
+		}
+	}
+}
+
+// fetch brings the missing files and leaves the marker.
+func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
+	if err := p.fits(files); err != nil {
+		return err
+	}
+	p.saved.done = p.keep
+	if err := p.store.prepare(p.saved); err != nil {
+		return err
+	}
+	boot := bootID()
+	journal, err := startJournal(p.store.root, boot, p.saved)
+	if err != nil {
+		return diskFailure(p.store.dir, err)
+	}
+	defer journal.close() //nolint:errcheck // every line was written with its own check
+	if marker != nil {
+		if err := p.store.root.Remove(markerName); err != nil {
+			return diskFailure(p.store.dir, err)
+		}
+	}
+	engine := &engine{
+		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress,
+	}
+	p.log.Info("Downloading", "source", p.pair.Source, "files", len(files),
+		"bytes", formatBytes(p.progress.total.Load()), "connections", p.opts.Conns)
+	reporting, stop := context.WithCancel(ctx)
+	go p.progress.report(reporting, p.log)
+	records, err := engine.run(ctx, files, p.opts.Conns)
+	stop()
+	p.account(records)
+	if err != nil {
+		return err
+	}
+	return p.complete(boot, records, marker)
+}
+
+func (p *pull) account(records []FileRecord) {
+	for _, r := range records {
+		p.report.believe(r.Evidence, 1)
+		p.report.Bytes += r.Size
+		p.report.Files++
+	}
+	p.report.Fetched = p.progress.fetched.Load()
+	p.report.Resumed = p.progress.resumed.Load()
+	p.report.Retries = p.progress.retries.Load()
+}
+
+func (p *pull) complete(boot string, records []FileRecord, marker *Marker) error {
+	for _, r := range records {
+		p.keep[r.Path] = r
+	}
+	next := &Marker{Boot: boot, Finished: time.Now().UTC(), Sources: []string{p.pair.Source}}
+	if marker != nil {
+		for _, s := range marker.Sources {
+			if s != p.pair.Source {
+				next.Sources = append(next.Sources, s)
+			}
+		}
+	}
+	for _, r := range p.keep {
+		next.Files = append(next.Files, r)
+	}
+	if err := writeMarker(p.store.root, next); err != nil {
+		return diskFailure(p.store.dir, err)
+	}
+	return p.store.finish()
+}
+
+// fits compares what is to come with what the file system has left, so that a
+// volume that is too small fails at once and says by how much.
+func (p *pull) fits(files []*file) error {
+	free, known := p.store.free()
+	if !known {
+		return nil
+	}
+	var need int64
+	for _, f := range files {
+		need += f.object.size
+		if f.saved != nil {
+			need -= min(f.object.size, p.store.allocated(f.rel))
+		}
+	}
+	if need <= free {
+		return nil
+	}
+	return &Failure{
+		Code: ExitNoSpace, Reason: "NoSpace",
+		Cause: fmt.Sprintf("the model needs %s more in %s, which has %s left",
+			formatBytes(need), p.pair.Dest, formatBytes(free)),
+		Advice: "Give the volume at least " + strconv.FormatInt(need/mebibyte+1, 10) + "Mi more room.",
+	}
+}

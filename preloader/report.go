@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// Report is what a run has to say at its end.
+type Report struct {
+	// Files and Bytes count what is in place now.
+	Files int   `json:"files"`
+	Bytes int64 `json:"bytes"`
+	// Fetched counts bytes that came over the network.
+	Fetched int64 `json:"fetched"`
+	// Resumed counts bytes of unfinished files that an earlier run had brought.
+	Resumed int64 `json:"resumed"`
+	// Skipped counts files that were complete already.
+	Skipped int `json:"skipped"`
+	// Retries counts requests that were made again.
+	Retries int64 `json:"retries"`
+	// Seconds is the wall time.
+	Seconds float64 `json:"seconds"`
+	// Evidence counts files by why they are believed, for all files in place.
+	Evidence map[Evidence]int `json:"evidence,omitempty"`
+}
+
+// add takes the report of a further pair in.
+func (r *Report) add(o Report) {
+	r.Files += o.Files
+	r.Bytes += o.Bytes
+	r.Fetched += o.Fetched
+	r.Resumed += o.Resumed
+	r.Skipped += o.Skipped
+	r.Retries += o.Retries
+	r.Seconds += o.Seconds
+	for e, n := range o.Evidence {
+		r.believe(e, n)
+	}
+}
+
+func (r *Report) believe(e Evidence, n int) {
+	if r.Evidence == nil {
+		r.Evidence = map[Evidence]int{}
+	}
+	r.Evidence[e] += n
+}
+
+// weakest returns the lowest rung of evidence that any file stands on.
+func (r *Report) weakest() Evidence {
+	var worst Evidence
+	for e := range r.Evidence {
+		if worst == "" || e.rank() > worst.rank() {
+			worst = e
+		}
+	}
+	return worst
+}
+
+// summary is the report as a sentence.
+func (r *Report) summary() string {
+	text := fmt.Sprintf("%d files, %s in place after %s", r.Files, formatBytes(r.Bytes),
+		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))
+	if r.Fetched > 0 && r.Seconds > 0 {
+		text += fmt.Sprintf(", %s fetched at %s/s", formatBytes(r.Fetched), formatBytes(int64(float64(r.Fetched)/r.Seconds)))
+	}
+	if r.Skipped > 0 {
+		text += fmt.Sprintf(", %d files were there already", r.Skipped)
+	}
+	if w := r.weakest(); w != "" {
+		text += ", checked by " + string(w)
+	}
+	return text
+}
+
+// longestMessage is below what Kubernetes keeps of a termination message.
+const longestMessage = 2048
+
+// lastWord is the JSON line that ends a termination message.
+type lastWord struct {
+	Code   ExitCode `json:"code"`
+	Reason string   `json:"reason"`
+	*Report
+}
+
+// terminationMessage returns a sentence for people and a line for programs, in
+// at most longestMessage bytes.
+func terminationMessage(r *Report, f *Failure) string {
+	word := lastWord{Reason: "Completed", Report: r}
+	var text string
+	if f != nil {
+		word.Code, word.Reason = f.Code, f.Reason
+		text = sentence(f)
+	} else {
+		text = "Model ready: " + r.summary() + "."
+	}
+	line, err := json.Marshal(word)
+	if err != nil {
+		line = nil
+	}
+	if room := longestMessage - len(line) - 1; len(text) > room {
+		text = strings.ToValidUTF8(text[:room-len("…")], "") + "…"
+	}
+	return text + "\n" + string(line)
+}
+
+// sentence words a failure: cause, detail, advice.
+func sentence(f *Failure) string {
+	text := strings.TrimSuffix(oneLine(f.Error()), ".") + "."
+	if f.Advice != "" {
+		text += " " + f.Advice
+	}
+	return text
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// writeTermination leaves the last word where Kubernetes reads it. Outside of a
+// pod the default file does not exist, and is not made.
+func writeTermination(path, message string) error {
+	flags := os.O_WRONLY | os.O_TRUNC
+	if path != DefaultTerminationLog {
+		flags |= os.O_CREATE
+	}
+	f, err := os.OpenFile(path, flags, fileMode)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("writing the termination message: %w", err)
+	}
+	if _, err := f.WriteString(message); err != nil {
+		_ = f.Close()
+		return fmt.Errorf("writing the termination message: %w", err)
+	}
+	return f.Close()
+}

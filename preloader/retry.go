@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	firstDelay = 100 * time.Millisecond
+	longest    = 5 * time.Second
+)
+
+// delayBefore returns how long to wait before the nth retry, counted from 1:
+// anything up to a bound that doubles, so that many clients spread out, but no
+// less than what the store asked for.
+func delayBefore(n int, err error) time.Duration {
+	bound := longest
+	if n < 7 {
+		bound = min(longest, firstDelay<<(n-1))
+	}
+	delay := rand.N(bound) //nolint:gosec // spreading needs no secrecy
+	var t *throttled
+	if errors.As(err, &t) {
+		delay = max(delay, t.after)
+	}
+	return delay
+}
+
+// sleep waits, or returns the cause of the context's end.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
+}
+
+// retryable reports whether trying again may help.
+func retryable(err error) bool {
+	var f *Failure
+	return !errors.As(err, &f) && !errors.Is(err, errChanged)
+}
+
+// exhausted words the trouble that outlasted all retries.
+func exhausted(what string, attempts int, err error) *Failure {
+	f := &Failure{
+		Code: ExitUnavailable, Reason: "Unavailable", Cause: what + " failed after repeated tries",
+		Advice: "Check that the endpoint is reachable from this node; the next start goes on where this one stopped.", Err: err,
+	}
+	var p *protocolError
+	var t *throttled
+	switch {
+	case errors.As(err, &p):
+		f.Code, f.Reason = ExitIntegrity, "BadAnswer"
+		f.Advice = "The endpoint, or a proxy before it, does not answer ranged requests rightly."
+	case errors.As(err, &t):
+		f.Reason = "Throttled"
+		f.Advice = "The store asks for fewer requests: lower PRELOADER_CONNS, or start fewer pods at once."
+	case errors.Is(err, errStalled):
+		f.Reason = "Stalled"
+		f.Advice = "Connections open but bytes stop coming: look at the network, or raise PRELOADER_STALL."
+	}
+	if attempts == 1 {
+		f.Cause = what + " failed"
+	}
+	return f
+}

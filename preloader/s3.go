@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// s3Source reads one bucket. The SDK signs and addresses; the bytes pass
+// through none of its readers.
+type s3Source struct {
+	client *s3.Client
+	bucket string
+	// region holds a region that the store named in an answer, once it did.
+	region atomic.Pointer[string]
+}
+
+func newS3Source(client *s3.Client, bucket string) *s3Source {
+	return &s3Source{client: client, bucket: bucket}
+}
+
+// list returns the objects under prefix. S3 sorts keys, so the object whose key
+// is the prefix comes first if it exists, but `a-b/c` comes before `a/c`:
+// keys of siblings are skipped, and if there are more than a page of them, the
+// listing starts again below the slash.
+func (s *s3Source) list(ctx context.Context, prefix string, siblings bool) ([]object, error) {
+	dir := prefix
+	if prefix != "" && !strings.HasSuffix(prefix, "/") {
+		dir = prefix + "/"
+	}
+	if siblings {
+		dir = prefix
+	}
+	var found []object
+	ask := prefix
+	var token *string
+	for {
+		out, err := s.listPage(ctx, ask, token)
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range out.Contents {
+			obj := listedObject(o)
+			switch {
+			case obj.key == prefix && !strings.HasSuffix(prefix, "/"):
+				return []object{obj}, nil
+			case strings.HasPrefix(obj.key, dir):
+				found = append(found, obj)
+			}
+		}
+		if !aws.ToBool(out.IsTruncated) || out.NextContinuationToken == nil {
+			return found, nil
+		}
+		token = out.NextContinuationToken
+		if len(found) == 0 && ask != dir {
+			ask, token = dir, nil
+		}
+	}
+}
+
+func (s *s3Source) listPage(ctx context.Context, prefix string, token *string) (*s3.ListObjectsV2Output, error) {
+	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &prefix, ContinuationToken: token}
+	out, err := s.client.ListObjectsV2(ctx, in, s.atRegion)
+	if s.learnRegion(err) {
+		out, err = s.client.ListObjectsV2(ctx, in, s.atRegion)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing s3://%s/%s: %w", s.bucket, prefix, s.explain(err, prefix))
+	}
+	return out, nil
+}
+
+func listedObject(o types.Object) object {
+	return object{
+		key: aws.ToString(o.Key), size: aws.ToInt64(o.Size),
+		etag: trimETag(aws.ToString(o.ETag)), modified: aws.ToTime(o.LastModified),
+	}
+}
+
+func (s *s3Source) head(ctx context.Context, key string) (object, error) {
+	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{
+		Bucket: &s.bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled,
+	}, s.atRegion)
+	if err != nil {
+		return object{}, fmt.Errorf("reading the head of s3://%s/%s: %w", s.bucket, key, s.explain(err, key))
+	}
+	return object{
+		key: key, size: aws.ToInt64(out.ContentLength), etag: trimETag(aws.ToString(out.ETag)),
+		modified: aws.ToTime(out.LastModified), encrypted: keyEncrypted(out.ServerSideEncryption, out.SSECustomerAlgorithm),
+		sum: pickChecksum(out.ChecksumType, map[string]*string{
+			"CRC64NVME": out.ChecksumCRC64NVME, "CRC32C": out.ChecksumCRC32C, "CRC32": out.ChecksumCRC32,
+			"SHA256": out.ChecksumSHA256, "SHA1": out.ChecksumSHA1, "SHA512": out.ChecksumSHA512, "MD5": out.ChecksumMD5,
+		}),
+	}, nil
+}
+
+// get asks for the bytes of one span, or for the whole object without a Range,
+// which lets the answer carry the object's checksum.
+func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
+	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: &o.key}
+	if o.etag != "" {
+		in.IfMatch = aws.String(`"` + o.etag + `"`)
+	}
+	whole := part.off == 0 && part.n == o.size
+	if !whole {
+		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", part.off, part.end()-1))
+	}
+	out, err := s.client.GetObject(ctx, in, s.atRegion, func(opt *s3.Options) {
+		// Trouble is counted and answered by byte reached, in stream.go.
+		opt.Retryer = aws.NopRetryer{}
+		if whole {
+			// The header alone, not the input field: that would wrap the body
+			// in the SDK's own slow check.
+			opt.APIOptions = append(opt.APIOptions, checksumHeader)
+		}
+	})
+	if err != nil {
+		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, s.explain(err, o.key))
+	}
+	b := body{ReadCloser: out.Body, object: object{
+		key: o.key, etag: trimETag(aws.ToString(out.ETag)), modified: aws.ToTime(out.LastModified),
+		encrypted: keyEncrypted(out.ServerSideEncryption, out.SSECustomerAlgorithm),
+		sum: pickChecksum(out.ChecksumType, map[string]*string{
+			"CRC64NVME": out.ChecksumCRC64NVME, "CRC32C": out.ChecksumCRC32C, "CRC32": out.ChecksumCRC32,
+			"SHA256": out.ChecksumSHA256, "SHA1": out.ChecksumSHA1, "SHA512": out.ChecksumSHA512, "MD5": out.ChecksumMD5,
+		}),
+	}}
+	b.object.size, err = answeredSize(o, part, aws.ToString(out.ContentRange), out.ContentLength)
+	if err == nil && b.object.version() != o.version() {
+		err = errChanged
+	}
+	if err != nil {
+		_ = out.Body.Close()
+		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, err)
+	}
+	return b, nil
+}
+
+func checksumHeader(stack *middleware.Stack) error {
+	return smithyhttp.AddHeaderValue("x-amz-checksum-mode", "ENABLED")(stack)
+}
+
+// answeredSize checks that an answer holds exactly the span that was asked for,
+// and returns the size of the whole object that it claims.
+func answeredSize(o object, part span, contentRange string, length *int64) (int64, error) {
+	if contentRange == "" {
+		// No range in the answer means the whole object, asked for or not.
+		if part.off != 0 || length == nil || *length != part.n {
+			return 0, &protocolError{fmt.Sprintf("the server answered %d bytes for bytes %d to %d of %d",
+				aws.ToInt64(length), part.off, part.end()-1, o.size)}
+		}
+		return *length, nil
+	}
+	want := fmt.Sprintf("bytes %d-%d/", part.off, part.end()-1)
+	total, ok := strings.CutPrefix(contentRange, want)
+	size, err := strconv.ParseInt(total, 10, 64)
+	if !ok || err != nil {
+		return 0, &protocolError{fmt.Sprintf("the server answered range %q, want %q", contentRange, want)}
+	}
+	if length != nil && *length != part.n {
+		return 0, &protocolError{fmt.Sprintf("the server answered %d bytes for a range of %d", *length, part.n)}
+	}
+	if size != o.size {
+		return 0, errChanged
+	}
+	return size, nil
+}
+
+// keyEncrypted reports whether the object's ETag cannot be an MD5.
+func keyEncrypted(sse types.ServerSideEncryption, customer *string) bool {
+	return customer != nil || sse == types.ServerSideEncryptionAwsKms || sse == types.ServerSideEncryptionAwsKmsDsse
+}
+
+// pickChecksum returns the strongest checksum that an answer carries: one that
+// combines from pieces first, then one that needs a pass of its own.
+func pickChecksum(kind types.ChecksumType, values map[string]*string) checksum {
+	for _, name := range []string{"CRC64NVME", "CRC32C", "CRC32", "SHA256", "SHA512", "SHA1", "MD5"} {
+		v := aws.ToString(values[name])
+		if v == "" {
+			continue
+		}
+		composite := kind == types.ChecksumTypeComposite || strings.Contains(v, "-")
+		return checksum{algorithm: name, value: v, composite: composite}
+	}
+	return checksum{}
+}
+
+// atRegion signs for the region that the store named, if it named one.
+func (s *s3Source) atRegion(o *s3.Options) {
+	if r := s.region.Load(); r != nil {
+		o.Region = *r
+	}
+}
+
+// learnRegion reports whether err is the store's hint at another region that
+// has not been tried yet.
+func (s *s3Source) learnRegion(err error) bool {
+	var answer *smithyhttp.ResponseError
+	if !errors.As(err, &answer) || answer.Response == nil || s.region.Load() != nil {
+		return false
+	}
+	region := answer.Response.Header.Get("X-Amz-Bucket-Region")
+	if region == "" || region == s.client.Options().Region {
+		return false
+	}
+	s.region.Store(&region)
+	return true
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+const adviceCredentials = "Check the secret of the service's ServiceAccount, or its role, " +
+	"and that it allows s3:ListBucket and s3:GetObject here."
+
+// explain turns an SDK error into what the engine understands: a *Failure where
+// no retry helps, errChanged, a *throttled, or the error itself. what is the
+// key or prefix in question.
+func (s *s3Source) explain(err error, what string) error {
+	if f := explainTLS(err); f != nil {
+		return f
+	}
+	var answer *smithyhttp.ResponseError
+	if !errors.As(err, &answer) {
+		return err
+	}
+	code := ""
+	var api smithy.APIError
+	if errors.As(err, &api) {
+		code = api.ErrorCode()
+	}
+	return s.explainStatus(err, answer, code, what)
+}
+
+func (s *s3Source) explainStatus(err error, answer *smithyhttp.ResponseError, code, what string) error {
+	uri := "s3://" + s.bucket + "/" + what
+	switch status := answer.HTTPStatusCode(); {
+	case status == http.StatusPreconditionFailed, status == http.StatusRequestedRangeNotSatisfiable:
+		return errChanged
+	case code == "NoSuchBucket":
+		return &Failure{
+			Code: ExitNotFound, Reason: "NoSuchBucket", Cause: "bucket " + s.bucket + " does not exist",
+			Advice: "Check the bucket's name in the storage URI, and the endpoint and region.", Err: brief(err, status, code),
+		}
+	case status == http.StatusNotFound:
+		return &Failure{
+			Code: ExitNotFound, Reason: "NotFound", Cause: uri + " does not exist",
+			Advice: "Check the path in the storage URI; it may have been removed during the download.",
+			Err:    brief(err, status, code),
+		}
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		return &throttled{err: brief(err, status, code), after: retryAfter(answer.Response)}
+	case status >= http.StatusInternalServerError, code == "RequestTimeout":
+		return brief(err, status, code)
+	case status == http.StatusUnauthorized, status == http.StatusForbidden, code == "ExpiredToken", code == "InvalidToken":
+		return &Failure{
+			Code: ExitDenied, Reason: "AccessDenied", Cause: "the store refused access to " + uri,
+			Advice: adviceCredentials, Err: brief(err, status, code),
+		}
+	case status >= http.StatusBadRequest, status >= http.StatusMultipleChoices:
+		return &Failure{
+			Code: ExitConfig, Reason: "BadRequest", Cause: "the store refused the request for " + uri,
+			Advice: "Check the endpoint, the region and the addressing style.", Err: brief(err, status, code),
+		}
+	}
+	// The answer was good but could not be read: the line broke.
+	return err
+}
+
+// brief keeps of an SDK error what a person can use.
+func brief(err error, status int, code string) error {
+	var api smithy.APIError
+	if errors.As(err, &api) && api.ErrorMessage() != "" {
+		return errors.New(strconv.Itoa(status) + " " + code + ": " + api.ErrorMessage())
+	}
+	return errors.New(strconv.Itoa(status) + " " + firstOf(code, http.StatusText(status)))
+}
+
+// explainTLS recognises certificates that no retry will make valid.
+func explainTLS(err error) *Failure {
+	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	var host x509.HostnameError
+	var verification *tls.CertificateVerificationError
+	if !errors.As(err, &unknown) && !errors.As(err, &invalid) && !errors.As(err, &host) && !errors.As(err, &verification) {
+		return nil
+	}
+	return &Failure{
+		Code: ExitConfig, Reason: "Certificate", Cause: "the endpoint's certificate is not trusted",
+		Advice: "Give its authority in AWS_CA_BUNDLE or a CA bundle ConfigMap, or set S3_VERIFY_SSL to 0.", Err: err,
+	}
+}
+
+func retryAfter(r *smithyhttp.Response) time.Duration {
+	if r == nil {
+		return 0
+	}
+	seconds, err := strconv.Atoi(r.Header.Get("Retry-After"))
+	if err != nil || seconds < 0 {
+		return 0
+	}
+	return min(time.Duration(seconds)*time.Second, time.Minute)
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// store is the destination directory. All names are relative to it and cannot
+// leave it.
+type store struct {
+	dir  string
+	root *os.Root
+	// lock is the directory itself, locked against other preloaders.
+	lock *os.File
+	// memory means that the files live in memory: writing takes it at once.
+	memory bool
+}
+
+const (
+	dirMode  = 0o755
+	fileMode = 0o644
+)
+
+// openStore makes the directory if need be and locks it, waiting while another
+// preloader works in it. waiting is called once if there is a wait.
+func openStore(ctx context.Context, dir string, waiting func()) (*store, error) {
+	if err := os.MkdirAll(dir, dirMode); err != nil {
+		return nil, diskFailure(dir, err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, diskFailure(dir, err)
+	}
+	s := &store{dir: dir, root: root}
+	if s.lock, err = root.Open("."); err == nil {
+		err = s.flock(ctx, waiting)
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	var fsStat unix.Statfs_t
+	if err := unix.Fstatfs(int(s.lock.Fd()), &fsStat); err == nil { //nolint:gosec // a descriptor fits an int
+		s.memory = fsStat.Type == unix.TMPFS_MAGIC || fsStat.Type == unix.RAMFS_MAGIC
+	}
+	return s, nil
+}
+
+// flock takes the lock by trying, so that a signal can end the wait. File
+// systems without locks go without one.
+func (s *store) flock(ctx context.Context, waiting func()) error {
+	for first := true; ; first = false {
+		err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // a descriptor fits an int
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil
+		}
+		if first {
+			waiting()
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (s *store) close() {
+	if s.lock != nil {
+		_ = s.lock.Close()
+	}
+	_ = s.root.Close()
+}
+
+// tempName returns where the bytes of rel gather.
+func tempName(rel string) string {
+	sum := sha256.Sum256([]byte(rel))
+	return workDir + "/" + hex.EncodeToString(sum[:16]) + ".part"
+}
+
+// openTemp opens the gathering file of rel at its full length. If fresh, what
+// it held is dropped first.
+func (s *store) openTemp(rel string, size int64, fresh bool) (*os.File, error) {
+	flags := os.O_RDWR | os.O_CREATE
+	if fresh {
+		flags |= os.O_TRUNC
+	}
+	f, err := s.root.OpenFile(tempName(rel), flags, fileMode)
+	if err != nil {
+		return nil, diskFailure(s.dir, err)
+	}
+	if err := s.allocate(f, size); err != nil {
+		_ = f.Close()
+		return nil, diskFailure(s.dir, err)
+	}
+	return f, nil
+}
+
+// allocate gives f its length, and where files are on disk its blocks too: a
+// full disk then shows before any byte is fetched, and parts that arrive out of
+// order do not scatter. In memory, blocks would be taken from the container's
+// limit at once, so they are left to the writes.
+func (s *store) allocate(f *os.File, size int64) error {
+	if !s.memory && size > 0 {
+		err := retryInterrupted(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) }) //nolint:gosec // fits
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+			return fmt.Errorf("reserving %s: %w", formatBytes(size), err)
+		}
+	}
+	// Also cuts off what a larger file left.
+	if err := f.Truncate(size); err != nil {
+		return fmt.Errorf("setting the length of a file to %s: %w", formatBytes(size), err)
+	}
+	return nil
+}
+
+func retryInterrupted(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// publish gives the gathering file of rel its final name.
+func (s *store) publish(rel string) error {
+	if dir := path.Dir(rel); dir != "." {
+		if err := s.root.MkdirAll(dir, dirMode); err != nil {
+			return diskFailure(s.dir, err)
+		}
+	}
+	if err := s.root.Rename(tempName(rel), rel); err != nil {
+		return diskFailure(s.dir, err)
+	}
+	return nil
+}
+
+// drop removes the gathering file of rel.
+func (s *store) drop(rel string) error {
+	if err := s.root.Remove(tempName(rel)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return diskFailure(s.dir, err)
+	}
+	return nil
+}
+
+// prepare makes the working directory and removes gathering files in it that
+// keep does not know.
+func (s *store) prepare(keep *saved) error {
+	if err := s.root.MkdirAll(workDir, dirMode); err != nil {
+		return diskFailure(s.dir, err)
+	}
+	known := map[string]bool{}
+	for rel := range keep.begun {
+		known[path.Base(tempName(rel))] = true
+	}
+	found, err := fs.ReadDir(s.root.FS(), workDir)
+	if err != nil {
+		return diskFailure(s.dir, err)
+	}
+	for _, entry := range found {
+		if !strings.HasSuffix(entry.Name(), ".part") || known[entry.Name()] {
+			continue
+		}
+		if err := s.root.Remove(workDir + "/" + entry.Name()); err != nil {
+			return diskFailure(s.dir, err)
+		}
+	}
+	return nil
+}
+
+// finish removes the working directory.
+func (s *store) finish() error {
+	if err := s.root.RemoveAll(workDir); err != nil {
+		return diskFailure(s.dir, err)
+	}
+	return nil
+}
+
+// holds reports whether the final file of r is the one that was published.
+func (s *store) holds(r FileRecord) bool {
+	info, err := s.root.Lstat(r.Path)
+	return err == nil && info.Mode().IsRegular() && info.Size() == r.Size && info.ModTime().UnixNano() == r.Modified
+}
+
+// allocated returns how many bytes of disk the gathering file of rel holds.
+func (s *store) allocated(rel string) int64 {
+	info, err := s.root.Lstat(tempName(rel))
+	if err != nil {
+		return 0
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return 0
+}
+
+// free returns how many bytes the file system would still take from us.
+func (s *store) free() (int64, bool) {
+	var st unix.Statfs_t
+	err := unix.Fstatfs(int(s.lock.Fd()), &st) //nolint:gosec // a descriptor fits an int
+	if err != nil || st.Blocks == 0 {
+		// Some network file systems count no blocks.
+		return 0, false
+	}
+	return int64(st.Bavail) * st.Bsize, true //nolint:gosec,unconvert // sizes of real file systems fit
+}
+
+// diskFailure words an error of the destination's file system.
+func diskFailure(dir string, err error) error {
+	var f *Failure
+	if errors.As(err, &f) {
+		return err
+	}
+	out := &Failure{Code: ExitNoSpace, Reason: "CannotWrite", Cause: "cannot write to " + dir, Err: err}
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		out.Reason, out.Cause = "NoSpace", "no space left in "+dir
+		out.Advice = "Give the volume more room: a larger claim, emptyDir sizeLimit, or node disk."
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		out.Advice = "Make the volume writable for the user that the container runs as (fsGroup, or its owner)."
+	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTEMPTY):
+		out.Reason = "InTheWay"
+		out.Advice = "Something else of that name is in the volume; empty it, or use another path."
+	case errors.Is(err, unix.EIO):
+		out.Code = ExitTransient
+		out.Advice = "The disk reports errors; look at the node."
+	}
+	return out
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// errStalled says that a connection stood still.
+var errStalled = errors.New("no byte arrived in time")
+
+// recordEvery is how many bytes a connection moves before it tells the journal:
+// what a killed process has to fetch again, at most, for each connection.
+const recordEvery = 4 * mebibyte
+
+// worker is one connection's state: a buffer and nothing that grows.
+type worker struct {
+	buf []byte
+}
+
+// fetchSpan brings the bytes of one span of f to disk. Trouble costs only what
+// had not been written yet: the next request starts at the byte reached. Only
+// tries in a row that bring nothing count against the limit.
+func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span) error {
+	at := &cursor{span: part, pending: segment{span: span{off: part.off}}}
+	defer func() { e.flush(f, at) }()
+	for failures := 0; at.n > 0; {
+		before := at.off
+		err := e.stream(ctx, w, f, at)
+		if err == nil {
+			continue
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !retryable(err) {
+			return err
+		}
+		if at.off > before {
+			failures = 0
+		}
+		failures++
+		if failures >= e.opts.Attempts {
+			what := fmt.Sprintf("reading bytes %d to %d of %s", at.off, at.end()-1, f.uri)
+			return exhausted(what, failures, err)
+		}
+		e.progress.retries.Add(1)
+		e.log.Debug("Retrying a request", "object", f.uri, "offset", at.off, "cause", err.Error())
+		if err := sleep(ctx, delayBefore(failures, err)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cursor is what of a span is still to come, and what was written since the
+// journal was last told.
+type cursor struct {
+	span
+	pending segment
+}
+
+// stream makes one request for what is left and writes what it brings, also if
+// it breaks off.
+func (e *engine) stream(ctx context.Context, w *worker, f *file, at *cursor) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(e.opts.Stall, func() { cancel(errStalled) })
+	defer watchdog.Stop()
+	b, err := e.src.get(ctx, f.object, at.span)
+	if err != nil {
+		return stallOr(ctx, err)
+	}
+	defer b.Close() //nolint:errcheck // only read
+	if err := e.learn(f, b.object); err != nil {
+		return err
+	}
+	for at.n > 0 {
+		n, readErr := e.fill(w.buf[:min(int64(len(w.buf)), at.n)], b, watchdog)
+		if n > 0 {
+			if err := e.put(f, at, w.buf[:n]); err != nil {
+				return err
+			}
+		}
+		if readErr != nil && at.n > 0 {
+			return stallOr(ctx, readErr)
+		}
+	}
+	return nil
+}
+
+// fill reads until p is full or the body ends, so that one large write takes
+// the place of many small ones. The watchdog runs only here: a slow disk is not
+// a stalled connection.
+func (e *engine) fill(p []byte, r io.Reader, watchdog *time.Timer) (int, error) {
+	defer watchdog.Stop()
+	watchdog.Reset(e.opts.Stall)
+	total := 0
+	for total < len(p) {
+		n, err := r.Read(p[total:])
+		if n > 0 {
+			total += n
+			e.progress.fetched.Add(int64(n))
+			watchdog.Reset(e.opts.Stall)
+		}
+		if errors.Is(err, io.EOF) {
+			return total, io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// put writes p at the cursor and moves it on.
+func (e *engine) put(f *file, at *cursor, p []byte) error {
+	if _, err := f.temp.WriteAt(p, at.off); err != nil {
+		return diskFailure(e.store.dir, err)
+	}
+	at.pending.crc = f.proof.crc.update(at.pending.crc, p)
+	at.pending.n += int64(len(p))
+	at.off += int64(len(p))
+	at.n -= int64(len(p))
+	e.progress.done.Add(int64(len(p)))
+	if at.pending.n >= recordEvery && at.n > 0 {
+		return e.flush(f, at)
+	}
+	return nil
+}
+
+// flush hands over what was written, to the file and to the journal.
+func (e *engine) flush(f *file, at *cursor) error {
+	if at.pending.n == 0 {
+		return nil
+	}
+	s := at.pending
+	at.pending = segment{span: span{off: at.off}}
+	f.add(s)
+	if f.id == 0 {
+		return nil
+	}
+	if err := e.journal.wrote(f.id, s); err != nil {
+		return diskFailure(e.store.dir, err)
+	}
+	return nil
+}
+
+// stallOr returns the cause of a request's end if that was the watchdog.
+func stallOr(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errStalled) {
+		return errStalled
+	}
+	return err
+}
