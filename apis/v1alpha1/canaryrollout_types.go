@@ -6,6 +6,22 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// Reasons of conditions and events that only CanaryRollouts have.
+const (
+	// ReasonVirtualServiceControlled says that the VirtualService to adopt is kept by another controller, which would
+	// put every weight back.
+	ReasonVirtualServiceControlled = "VirtualServiceControlled"
+	// ReasonRouteAmbiguous says that it cannot be told which route or destination of a VirtualService is meant, or
+	// that a third destination takes a share.
+	ReasonRouteAmbiguous = "RouteAmbiguous"
+	// ReasonUnsupportedDeploymentMode says that a side runs in a deployment mode of KServe that cannot be routed.
+	ReasonUnsupportedDeploymentMode = "UnsupportedDeploymentMode"
+	// ReasonRouteNotWritten says that the route could not be written yet and that it is tried again.
+	ReasonRouteNotWritten = "RouteNotWritten"
+	// ReasonWeightsChanged is that of the event that tells new weights.
+	ReasonWeightsChanged = "WeightsChanged"
+)
+
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
 // +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService",message="stable.inferenceService and canary.inferenceService must be two different InferenceServices"
@@ -28,7 +44,7 @@ type CanaryRolloutSpec struct {
 
 	// routing says through which route the traffic flows.
 	// +optional
-	// +kubebuilder:default={}
+	// +kubebuilder:default={mode: Owned}
 	Routing RolloutRouting `json:"routing,omitzero"`
 }
 
@@ -136,9 +152,13 @@ type RolloutWeights struct {
 	// +optional
 	Desired *WeightPair `json:"desired,omitempty"`
 
-	// applied is what the route carries.
+	// applied is what the route carries. It is set once the API server has acknowledged it.
 	// +optional
 	Applied *WeightPair `json:"applied,omitempty"`
+
+	// lastAppliedTime is when applied last changed.
+	// +optional
+	LastAppliedTime *metav1.Time `json:"lastAppliedTime,omitempty"`
 }
 
 // WeightPair is the share of each side in percent; the two add up to 100.

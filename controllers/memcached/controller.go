@@ -67,6 +67,7 @@ func New(
 		applier:  apply.New(c, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
 		image:    image,
+		stats:    stats,
 	}
 }
 

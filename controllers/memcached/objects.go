@@ -130,6 +130,8 @@ func container(m *v1alpha1.Memcached, image string) *corev1ac.ContainerApplyConf
 		WithName("memcached").
 		WithImage(image).
 		WithArgs(arguments(m)...).
+		WithEnv(corev1ac.EnvVar().WithName("POD_IP").WithValueFrom(corev1ac.EnvVarSource().
+			WithFieldRef(corev1ac.ObjectFieldSelector().WithFieldPath("status.podIP")))).
 		WithPorts(corev1ac.ContainerPort().
 			WithName("memcached").WithProtocol(corev1.ProtocolTCP).WithContainerPort(memcachedPort)).
 		WithReadinessProbe(corev1ac.Probe().
@@ -146,6 +148,9 @@ func container(m *v1alpha1.Memcached, image string) *corev1ac.ContainerApplyConf
 // arguments returns memcached's arguments. UDP stays off, as memcached has it by default since 1.5.6.
 func arguments(m *v1alpha1.Memcached) []string {
 	return []string{
+		// Named addresses, because memcached counts listening sockets among its connections and tells only then how many
+		// there are. The brackets make room for IPv6. Loopback serves `kubectl port-forward`.
+		"--listen=[$(POD_IP)],127.0.0.1",
 		"--port=" + strconv.Itoa(memcachedPort),
 		"--memory-limit=" + strconv.FormatInt(m.Spec.Instance.Memory.Value()/mebibyte, 10),
 		"--threads=" + strconv.Itoa(int(m.Spec.Instance.Threads)),

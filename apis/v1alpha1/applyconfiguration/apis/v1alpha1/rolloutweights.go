@@ -2,6 +2,10 @@
 
 package v1alpha1
 
+import (
+	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
 // RolloutWeightsApplyConfiguration represents a declarative configuration of the RolloutWeights type for use
 // with apply.
 //
@@ -9,8 +13,10 @@ package v1alpha1
 type RolloutWeightsApplyConfiguration struct {
 	// desired is what the spec asks for.
 	Desired *WeightPairApplyConfiguration `json:"desired,omitempty"`
-	// applied is what the route carries.
+	// applied is what the route carries. It is set once the API server has acknowledged it.
 	Applied *WeightPairApplyConfiguration `json:"applied,omitempty"`
+	// lastAppliedTime is when applied last changed.
+	LastAppliedTime *v1.Time `json:"lastAppliedTime,omitempty"`
 }
 
 // RolloutWeightsApplyConfiguration constructs a declarative configuration of the RolloutWeights type for use with
@@ -32,5 +38,13 @@ func (b *RolloutWeightsApplyConfiguration) WithDesired(value *WeightPairApplyCon
 // If called multiple times, the Applied field is set to the value of the last call.
 func (b *RolloutWeightsApplyConfiguration) WithApplied(value *WeightPairApplyConfiguration) *RolloutWeightsApplyConfiguration {
 	b.Applied = value
+	return b
+}
+
+// WithLastAppliedTime sets the LastAppliedTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the LastAppliedTime field is set to the value of the last call.
+func (b *RolloutWeightsApplyConfiguration) WithLastAppliedTime(value v1.Time) *RolloutWeightsApplyConfiguration {
+	b.LastAppliedTime = &value
 	return b
 }

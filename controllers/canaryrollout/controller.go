@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package canaryrollout reconciles CanaryRollout objects: it makes a route carry the weights that a rollout asks for,
+// as far as the two sides can take the traffic.
+//
+// The route itself is the only memory. In mode Owned it is a VirtualService named like the rollout, applied whole; in
+// mode Adopt it is one of the user's, of which only two weights are patched. An operator that is down changes nothing:
+// the last weights stay in force, also when a rollout in mode Adopt is deleted.
+package canaryrollout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/apply"
+	"serverless.xyz/outrigger/controllers/internal/status"
+)
+
+// Name is the controller's name.
+const Name = "canaryrollout"
+
+// fieldManager must never change, or fields written by an older release would have two owners.
+const fieldManager = "outrigger-canaryrollout"
+
+const rolloutKind = "CanaryRollout"
+
+var rolloutGVK = v1alpha1.GroupVersion.WithKind(rolloutKind)
+
+// Reconciler makes routes carry what CanaryRollouts ask for.
+type Reconciler struct {
+	clock    clock.PassiveClock
+	client   client.Client
+	live     client.Reader
+	sides    client.Reader // Services and EndpointSlices of InferenceServices
+	recorder record.EventRecorder
+	applier  *apply.Applier
+	reporter *status.Reporter
+}
+
+// New returns a Reconciler. It reads through c, which may be a cache, and through live, which must not be one, where a
+// cache has proved to be behind.
+func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder record.EventRecorder) *Reconciler {
+	return &Reconciler{
+		clock:    clk,
+		client:   c,
+		live:     live,
+		sides:    c,
+		recorder: recorder,
+		applier:  apply.New(c, fieldManager),
+		reporter: status.NewReporter(c, recorder, fieldManager),
+	}
+}
+
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=canaryrollouts,verbs=get;list;watch
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=canaryrollouts/status,verbs=patch
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=canaryrollouts/finalizers,verbs=update
+// +kubebuilder:rbac:groups="",resources=events,verbs=create;patch
+
+// Reconcile moves the route of a CanaryRollout to what the rollout asks for.
+func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRollout) (reconcile.Result, error) {
+	if rollout.DeletionTimestamp != nil {
+		return reconcile.Result{}, nil // owner references take the route; an adopted one keeps its weights
+	}
+	seen, err := r.observe(ctx, rollout)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	p := planFor(rollout, seen)
+	err = r.apply(ctx, rollout, seen, p)
+	if apierrors.IsConflict(err) {
+		return status.Result(0, err) // nothing to tell: it is tried again at once
+	}
+	return status.Result(0, errors.Join(err, r.report(ctx, rollout, p, err)))
+}
+
+// +kubebuilder:rbac:groups="",resources=services,verbs=create;patch;delete
+// +kubebuilder:rbac:groups=networking.istio.io,resources=virtualservices,verbs=create;patch;delete
+
+// apply makes the plan true: first the name that clients call, then the route, and only when that is in place is
+// anything taken away.
+func (r *Reconciler) apply(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, p plan) error {
+	if p.service != nil {
+		if _, err := r.applier.Apply(ctx, rollout, p.service); err != nil {
+			return err
+		}
+	}
+	var err error
+	switch {
+	case p.virtualService != nil:
+		_, err = r.applyRoute(ctx, rollout, seen.virtualService, p.virtualService)
+	case p.binding != nil:
+		_, err = r.patchRoute(ctx, rollout, seen, p)
+	}
+	if err != nil {
+		return err
+	}
+	for _, object := range append(p.prune, p.withdraw...) {
+		if err := r.applier.Delete(ctx, object); err != nil {
+			return err
+		}
+	}
+	return p.stalled
+}
+
+func (r *Reconciler) report(ctx context.Context, rollout *v1alpha1.CanaryRollout, p plan, err error) error {
+	after := rollout.DeepCopy()
+	after.Status = statusFor(rollout, p, r.clock.Now(), err)
+	if reportErr := r.reporter.Report(ctx, rollout, after, func(o client.Object) []metav1.Condition {
+		return o.(*v1alpha1.CanaryRollout).Status.Conditions //nolint:forcetypeassert // Report passes what it was given.
+	}); reportErr != nil {
+		return reportErr
+	}
+	if was, is := rollout.Status.Weights.Applied, after.Status.Weights.Applied; is != nil && (was == nil || *was != *is) {
+		r.recorder.Event(after, corev1.EventTypeNormal, v1alpha1.ReasonWeightsChanged,
+			fmt.Sprintf("%s gets %d percent, %s %d.",
+				rollout.Spec.Stable.InferenceService, is.Stable, rollout.Spec.Canary.InferenceService, is.Canary))
+	}
+	return nil
+}

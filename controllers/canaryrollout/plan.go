@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package canaryrollout
+
+import (
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/status"
+	"serverless.xyz/outrigger/routing"
+)
+
+// observed is all that a plan is made from besides the spec.
+type observed struct {
+	// stable and canary are the two sides.
+	stable, canary side
+	// virtualService is the one named like the rollout, nil if there is none.
+	virtualService *unstructured.Unstructured
+	// service is the one named like the rollout, nil if there is none.
+	service *corev1.Service
+	// adopted is the one that virtualServiceRef names, nil if there is none or the mode is not Adopt.
+	adopted *unstructured.Unstructured
+	// targetPort is where stable's pods take requests, nil while stable's Service does not exist.
+	targetPort *intstr.IntOrString
+	// rival has the better right to the route, nil if nobody has.
+	rival *routing.Rival
+}
+
+// side is one of the two InferenceServices.
+type side struct {
+	// name is that of the InferenceService.
+	name string
+	// exists tells whether it exists and is to stay.
+	exists bool
+	// supported tells whether its requests enter by a Service.
+	supported bool
+	// entry is where requests enter it.
+	entry kserve.Entry
+	// ready is the number of ready endpoints behind the entry.
+	ready int32
+}
+
+// plan is what to make true.
+type plan struct {
+	// desired is what the spec asks for, weights is what the route shall carry now.
+	desired, weights v1alpha1.WeightPair
+	// outcome tells why weights differs from desired.
+	outcome routing.Outcome
+	// host is where clients find the route.
+	host string
+	// service and virtualService are the objects to apply, nil for none.
+	service        *corev1ac.ServiceApplyConfiguration
+	virtualService *unstructured.Unstructured
+	// binding is the route to edit in mode Adopt, nil for none.
+	binding *routing.Binding
+	// prune are objects that are no longer wanted, once the rest is in place.
+	prune []client.Object
+	// withdraw are objects of a stalled rollout that stand in the way of the one that has the route.
+	withdraw []client.Object
+	// held says why the route is left as it is, and heldReason is the reason; both are empty if it is not.
+	held, heldReason string
+	// stalled says what the user must change, nil if nothing.
+	stalled error
+}
+
+// routes reports whether the plan has a route to keep.
+func (p plan) routes() bool {
+	return p.stalled == nil && p.held == ""
+}
+
+// planFor decides what the route shall carry, and which objects that takes.
+//
+// A plan that is held or stalled changes nothing: whatever is routed stays routed. It is stalled when the user must act,
+// and held when a side that is not in the route yet has still to come up, so that an edit which names a side that does
+// not exist never takes traffic from one that does.
+func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
+	p := plan{desired: routing.Desired(rollout.Spec.CanaryPercent)}
+	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
+		p.host = hostOf(seen.adopted)
+	} else {
+		p.host = routing.Hosts(rollout)[0]
+	}
+	if p.stalled = refusal(rollout, seen); p.stalled != nil {
+		p.withdraw = withdrawn(rollout, seen)
+		return p
+	}
+	p.weights, p.outcome = routing.Split(rollout.Spec.CanaryPercent, seen.stable.ready, seen.canary.ready)
+	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
+		p.adopt(rollout, seen)
+	} else {
+		p.own(rollout, seen)
+	}
+	return p
+}
+
+// refusal returns what keeps a rollout from having a route until the user acts, nil if nothing does.
+func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
+	if seen.rival != nil {
+		return status.Stalledf(v1alpha1.ReasonRouteConflict,
+			"%s %s/%s has this route already; change routing here or there, or delete one of the two",
+			seen.rival.Kind, seen.rival.Namespace, seen.rival.Name)
+	}
+	for _, one := range []side{seen.stable, seen.canary} {
+		if one.exists && !one.supported {
+			return status.Stalledf(v1alpha1.ReasonUnsupportedDeploymentMode,
+				"InferenceService %q is not in deployment mode Standard; make it so with the annotation serving.kserve.io/deploymentMode",
+				one.name)
+		}
+	}
+	return nil
+}
+
+// withdrawn returns the VirtualService of a rollout that lost its host to one whose own routes it already: Istio takes
+// the older VirtualService, which may be the wrong one.
+func withdrawn(rollout *v1alpha1.CanaryRollout, seen observed) []client.Object {
+	if seen.rival == nil || !seen.rival.Routes || seen.rival.Kind != rolloutKind || !owns(rollout, seen.virtualService) {
+		return nil
+	}
+	return []client.Object{seen.virtualService}
+}
+
+// own plans a VirtualService of the rollout's own and, if clients have no host of theirs, the Service that they call.
+func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
+	stable, canary := destination(rollout, seen.stable), destination(rollout, seen.canary)
+	routed := owns(rollout, seen.virtualService) && routing.Mentions(seen.virtualService, stable.Host)
+	if seen.stable.ready == 0 && !routed {
+		p.hold(seen.stable)
+		return
+	}
+	p.virtualService = routing.Owned{
+		Name: rollout.Name, Namespace: rollout.Namespace,
+		Hosts: routing.Hosts(rollout), Gateways: rollout.Spec.Routing.Gateways,
+		Stable: stable, Canary: canary, Weights: p.weights,
+	}.VirtualService()
+	switch {
+	case len(rollout.Spec.Routing.Hosts) > 0:
+		p.prune = ownedOf(rollout, seen.service)
+	case seen.targetPort != nil:
+		p.service = frontService(rollout, seen.stable.entry, *seen.targetPort)
+	}
+}
+
+// adopt plans the edit of a user's VirtualService.
+func (p *plan) adopt(rollout *v1alpha1.CanaryRollout, seen observed) {
+	ref := rollout.Spec.Routing.VirtualServiceRef
+	if seen.adopted == nil {
+		p.stalled = status.Stalledf(v1alpha1.ReasonVirtualServiceNotFound,
+			"VirtualService %q does not exist; create it, or correct virtualServiceRef.name", ref.Name)
+		return
+	}
+	binding, err := routing.Bind(seen.adopted, ref.Route,
+		destination(rollout, seen.stable), destination(rollout, seen.canary))
+	var refused *routing.RefusedError
+	switch {
+	case err == nil:
+		p.binding = binding
+		p.prune = ownedOf(rollout, seen.virtualService, seen.service)
+	case !seen.stable.exists:
+		p.hold(seen.stable)
+	case !seen.canary.exists:
+		p.hold(seen.canary)
+	case errors.As(err, &refused):
+		p.stalled = status.Stalledf(refused.Reason, "%s", refused.Message)
+	}
+}
+
+// destination returns where a side is reached.
+func destination(rollout *v1alpha1.CanaryRollout, one side) routing.Destination {
+	return routing.Destination{
+		Host: routing.ServiceHost(one.entry.Service, rollout.Namespace), Port: one.entry.Port,
+	}
+}
+
+// owns reports whether an object exists and was made for this rollout.
+func owns[T interface {
+	comparable
+	client.Object
+}](rollout *v1alpha1.CanaryRollout, object T,
+) bool {
+	var none T
+	return object != none && metav1.IsControlledBy(object, rollout)
+}
+
+// ownedOf returns the objects among those given that exist and were made for this rollout.
+func ownedOf(rollout *v1alpha1.CanaryRollout, objects ...client.Object) []client.Object {
+	var owned []client.Object
+	for _, object := range objects {
+		switch object := object.(type) {
+		case *unstructured.Unstructured:
+			if owns(rollout, object) {
+				owned = append(owned, object)
+			}
+		case *corev1.Service:
+			if owns(rollout, object) {
+				owned = append(owned, object)
+			}
+		}
+	}
+	return owned
+}
+
+func hostOf(vs *unstructured.Unstructured) string {
+	if vs == nil {
+		return ""
+	}
+	if hosts := routing.HostsOf(vs); len(hosts) > 0 {
+		return hosts[0]
+	}
+	return ""
+}
+
+// hold leaves the route as it is until a side has come up.
+func (p *plan) hold(one side) {
+	if one.exists {
+		p.heldReason = v1alpha1.ReasonInferenceServiceNotReady
+		p.held = fmt.Sprintf("InferenceService %q has no ready pod; the route is left as it is until it has.", one.name)
+		return
+	}
+	p.heldReason = v1alpha1.ReasonInferenceServiceNotFound
+	p.held = fmt.Sprintf("InferenceService %q does not exist; the route is left as it is until it does.", one.name)
+}

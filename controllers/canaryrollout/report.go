@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package canaryrollout
+
+import (
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/status"
+	"serverless.xyz/outrigger/routing"
+)
+
+// statusFor returns the status that tells what was planned and, if err is not nil, why it did not come about.
+func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error) v1alpha1.CanaryRolloutStatus {
+	s := *rollout.Status.DeepCopy()
+	s.ObservedGeneration = rollout.Generation
+	s.Host = p.host
+	s.Weights.Desired = &p.desired
+	if err == nil && p.routes() && (s.Weights.Applied == nil || *s.Weights.Applied != p.weights) {
+		s.Weights.Applied = &p.weights
+		// The API server keeps whole seconds; anything finer would differ at every look.
+		s.Weights.LastAppliedTime = &metav1.Time{Time: now.Truncate(time.Second)}
+	}
+	if len(p.withdraw) > 0 {
+		s.Weights.Applied, s.Weights.LastAppliedTime = nil, nil
+	}
+	stalled := status.StalledCondition(err)
+	ready, applied := readyCondition(rollout, p), appliedCondition(p)
+	switch {
+	case stalled.Status == metav1.ConditionTrue:
+		ready = failed(v1alpha1.ConditionReady, stalled.Reason, stalled.Message)
+		applied = failed(v1alpha1.ConditionRouteApplied, stalled.Reason, stalled.Message)
+	case err != nil:
+		message := "The route could not be written and is tried again: " + err.Error()
+		ready = failed(v1alpha1.ConditionReady, v1alpha1.ReasonRouteNotWritten, message)
+		applied = failed(v1alpha1.ConditionRouteApplied, v1alpha1.ReasonRouteNotWritten, message)
+	}
+	status.Set(&s.Conditions, rollout.Generation, ready, applied, stalled)
+	return s
+}
+
+func failed(kind, reason, message string) status.Condition {
+	return status.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message}
+}
+
+// readyCondition says whether the traffic flows as asked.
+func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
+	const notReady = v1alpha1.ReasonInferenceServiceNotReady
+	stable, canary := rollout.Spec.Stable.InferenceService, rollout.Spec.Canary.InferenceService
+	switch {
+	case p.held != "":
+		return failed(v1alpha1.ConditionReady, p.heldReason, p.held)
+	case p.outcome == routing.OutcomeCanaryNotReady:
+		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
+			"InferenceService %q has no ready pod, so it gets nothing of the %d percent asked.", canary, p.desired.Canary))
+	case p.outcome == routing.OutcomeStableNotReady:
+		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
+			"InferenceService %q has no ready pod, so %q gets everything.", stable, canary))
+	case p.outcome == routing.OutcomeNoneReady:
+		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
+			"InferenceService %q has no ready pod, and no other may stand in for it.", stable))
+	default:
+		return status.Condition{
+			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,
+			Message: fmt.Sprintf("%s gets %d percent, %s %d.", stable, p.weights.Stable, canary, p.weights.Canary),
+		}
+	}
+}
+
+// appliedCondition says whether the route carries what was planned, be it what was asked or not.
+func appliedCondition(p plan) status.Condition {
+	if p.held != "" {
+		return failed(v1alpha1.ConditionRouteApplied, p.heldReason, p.held)
+	}
+	return status.Condition{
+		Type: v1alpha1.ConditionRouteApplied, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,
+		Message: fmt.Sprintf("The route carries the weights %d and %d.", p.weights.Stable, p.weights.Canary),
+	}
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package canaryrollout
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"reflect"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/routing"
+)
+
+// workers is how many rollouts are reconciled at once, so that many edits at one time do not queue behind each other.
+const workers = 8
+
+// SetupWithManager registers the controller and its watches. The kinds of KServe and Istio must be installed.
+func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
+	sides, err := sidesOf(mgr)
+	if err != nil {
+		return err
+	}
+	r.sides = sides.GetClient()
+	return builder.ControllerManagedBy(mgr).
+		Named(Name).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Owns(&corev1.Service{}).
+		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(routing.NewVirtualService(), r.waking(byVirtualService), builder.WithPredicates(changed(readOfVirtualService))).
+		Watches(&kserve.InferenceService{}, r.waking(byInferenceService), builder.WithPredicates(changed(readOfInferenceService))).
+		WatchesRawSource(source.Kind[client.Object](
+			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
+		WatchesRawSource(source.Kind[client.Object](
+			sides.GetCache(), &discoveryv1.EndpointSlice{}, r.waking(byLabel), changed(readOfEndpoints))).
+		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
+}
+
+// sidesOf adds a second cache to the manager, of the Services and EndpointSlices of InferenceServices. Those in the
+// manager's own cache are Outrigger's, and no one selector picks both.
+func sidesOf(mgr ctrl.Manager) (cluster.Cluster, error) {
+	ofInferenceServices, err := labels.NewRequirement(kserve.LabelInferenceService, selection.Exists, nil)
+	if err != nil {
+		return nil, fmt.Errorf("selecting by label: %w", err)
+	}
+	only := cache.ByObject{Label: labels.NewSelector().Add(*ofInferenceServices)}
+	sides, err := cluster.New(mgr.GetConfig(), func(o *cluster.Options) {
+		o.Scheme = mgr.GetScheme()
+		o.Logger = mgr.GetLogger()
+		o.MapperProvider = func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mgr.GetRESTMapper(), nil }
+		o.Cache = cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject:         map[client.Object]cache.ByObject{&corev1.Service{}: only, &discoveryv1.EndpointSlice{}: only},
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making a cache of InferenceServices' Services: %w", err)
+	}
+	if err := mgr.Add(sides); err != nil {
+		return nil, fmt.Errorf("adding a cache of InferenceServices' Services: %w", err)
+	}
+	return sides, nil
+}
+
+// concerns tells whether a change of an object concerns a rollout.
+type concerns func(rollout *v1alpha1.CanaryRollout, object client.Object) bool
+
+// waking returns a handler that wakes every rollout that a change concerns.
+func (r *Reconciler) waking(concerned concerns) handler.EventHandler {
+	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, object client.Object) []reconcile.Request {
+		var rollouts v1alpha1.CanaryRolloutList
+		if err := r.client.List(ctx, &rollouts, client.UnsafeDisableDeepCopy); err != nil {
+			ctrl.LoggerFrom(ctx).Error(err, "Listing CanaryRollouts")
+			return nil
+		}
+		var requests []reconcile.Request
+		for i := range rollouts.Items {
+			if rollout := &rollouts.Items[i]; concerned(rollout, object) {
+				requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(rollout)})
+			}
+		}
+		return requests
+	})
+}
+
+// byClaim: when one of two rollouts for the same route goes or changes, the other may have it.
+func byClaim(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+	other, ok := object.(*v1alpha1.CanaryRollout)
+	return ok && other.UID != rollout.UID && routing.Overlap(routing.Claims(rollout), routing.Claims(other))
+}
+
+// byVirtualService: a VirtualService concerns the rollout that owns or adopts it, and those that want its hosts.
+func byVirtualService(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+	vs, ok := object.(*unstructured.Unstructured)
+	if !ok {
+		return false
+	}
+	if vs.GetNamespace() == rollout.Namespace {
+		ref := rollout.Spec.Routing.VirtualServiceRef
+		if vs.GetName() == rollout.Name || ref != nil && vs.GetName() == ref.Name {
+			return true
+		}
+	}
+	return routing.Overlap(routing.Claims(rollout), routing.ClaimsOf(vs, rollout.Namespace))
+}
+
+func byInferenceService(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+	return names(rollout, object.GetNamespace(), object.GetName())
+}
+
+// byLabel: KServe labels a Service with its InferenceService, and Kubernetes copies a Service's labels to its slices.
+func byLabel(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+	return names(rollout, object.GetNamespace(), object.GetLabels()[kserve.LabelInferenceService])
+}
+
+func names(rollout *v1alpha1.CanaryRollout, namespace, inferenceService string) bool {
+	return rollout.Namespace == namespace && inferenceService != "" &&
+		(rollout.Spec.Stable.InferenceService == inferenceService || rollout.Spec.Canary.InferenceService == inferenceService)
+}
+
+// changed returns a predicate that lets an update pass only if it changed what the controller reads of the object.
+func changed(read func(client.Object) any) predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		return !reflect.DeepEqual(read(e.ObjectOld), read(e.ObjectNew))
+	}}
+}
+
+func readOfVirtualService(object client.Object) any {
+	vs, ok := object.(*unstructured.Unstructured)
+	if !ok {
+		return nil
+	}
+	return []any{vs.Object["spec"], vs.GetOwnerReferences(), vs.GetLabels()[v1alpha1.LabelManagedBy], vs.GetUID()}
+}
+
+func readOfInferenceService(object client.Object) any {
+	isvc, ok := object.(*kserve.InferenceService)
+	if !ok {
+		return nil
+	}
+	return []any{kserve.EntryOf(isvc), kserve.UsesServices(isvc), isvc.DeletionTimestamp == nil}
+}
+
+func readOfService(object client.Object) any {
+	service, ok := object.(*corev1.Service)
+	if !ok || len(service.Spec.Ports) == 0 {
+		return nil
+	}
+	return service.Spec.Ports[0].TargetPort
+}
+
+func readOfEndpoints(object client.Object) any {
+	slice, ok := object.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return nil
+	}
+	return countReady([]discoveryv1.EndpointSlice{*slice})
+}

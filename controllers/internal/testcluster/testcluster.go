@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package testcluster gives tests of controllers a real API server that serves Outrigger's kinds and those that it
+// builds on. Nothing acts on the objects but the test itself.
+package testcluster
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/test/testbed"
+)
+
+// Cluster is an API server that all tests of a package share.
+type Cluster struct {
+	// Config reaches it as an administrator.
+	Config *rest.Config
+	// Client reads and writes without a cache.
+	Client client.WithWatch
+}
+
+var definitions = sync.OnceValue(func() error {
+	root := Root()
+	kserveDir, err := moduleDir(root, "github.com/kserve/kserve")
+	if err != nil {
+		return err
+	}
+	istioDir, err := moduleDir(filepath.Join(root, "test/testbed/modules/istio"), "istio.io/istio")
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	if err := shared.ApplyFiles(ctx, filepath.Join(istioDir, "manifests/charts/base/files/crd-all.gen.yaml")); err != nil {
+		return err
+	}
+	return shared.InstallCRDs(ctx, filepath.Join(root, "config/crd/bases"), filepath.Join(kserveDir, "config/crd/full"))
+})
+
+var shared *testbed.Testbed
+
+// New returns the shared cluster.
+func New(t testing.TB) *Cluster {
+	t.Helper()
+	shared = testbed.Shared(t, testbed.API)
+	if err := definitions(); err != nil {
+		t.Fatalf("installing custom resource definitions: %v", err)
+	}
+	scheme := apiruntime.NewScheme()
+	for _, add := range []func(*apiruntime.Scheme) error{
+		clientgoscheme.AddToScheme, v1alpha1.AddToScheme, kserve.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			t.Fatalf("making a scheme: %v", err)
+		}
+	}
+	config := shared.Config()
+	c, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatalf("making a client: %v", err)
+	}
+	return &Cluster{Config: config, Client: c}
+}
+
+// Namespace makes a namespace for one test.
+func (c *Cluster) Namespace(t testing.TB) string {
+	t.Helper()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}
+	if err := c.Client.Create(t.Context(), ns); err != nil {
+		t.Fatalf("making a namespace: %v", err)
+	}
+	return ns.Name
+}
+
+// Root returns the folder of the repository.
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "../../..")
+}
+
+func moduleDir(dir, module string) (string, error) {
+	command := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module)
+	command.Dir = dir
+	out, err := command.Output()
+	if err != nil {
+		return "", fmt.Errorf("finding module %s: %w", module, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
