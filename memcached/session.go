@@ -20,6 +20,8 @@ const (
 	maxLineBytes = 1 << 20
 	// maxBatch bounds the requests of one client that are on their way together.
 	maxBatch = 64
+	// lingerTime bounds the end of a session whose client broke the rules.
+	lingerTime = 200 * time.Millisecond
 	// binaryMagic is the first byte of the binary protocol.
 	binaryMagic = 0x80
 )
@@ -33,8 +35,12 @@ const (
 	lineOK        = "OK"
 )
 
-// errHangUp ends a session after what is on its way has been answered.
-var errHangUp = errors.New("the session is over")
+var (
+	// errHangUp ends a session whose client broke the rules, after what is on its way has been answered.
+	errHangUp = errors.New("nobody knows where the next command starts")
+	// errOver ends a session in the same way when nobody is at fault.
+	errOver = errors.New("the session is over")
+)
 
 // session serves one client. Requests that have arrived together are sent to the servers together; the session reads on
 // when all of them are answered, so that a client who does not take its answers is not read from either.
@@ -95,10 +101,22 @@ func (s *session) serve() {
 		}
 		s.forgetLong()
 		if err != nil {
-			_ = s.finish()
+			if s.finish() == nil && errors.Is(err, errHangUp) {
+				s.linger()
+			}
 			return
 		}
 	}
+}
+
+// linger drops what the client still sends, for a short time. Without it the kernel would answer that with a reset,
+// which takes from the client the answer that says what was wrong.
+func (s *session) linger() {
+	half, ok := s.conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || s.conn.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, s.conn)
 }
 
 // stop ends the session as soon as it waits for a request.
@@ -121,7 +139,7 @@ func (s *session) readLine() ([]byte, error) {
 		}
 	}
 	if first, err := s.r.Peek(1); err != nil || first[0] == binaryMagic {
-		return nil, errHangUp
+		return nil, errOver
 	}
 	if !s.lineBuffered() {
 		s.limit()
@@ -146,7 +164,7 @@ func (s *session) awaitRequest() error {
 	}
 	// The deadline that stop set may just have been lifted.
 	if s.closing.Load() {
-		return errHangUp
+		return errOver
 	}
 	_, err := s.r.Peek(1)
 	return err
@@ -211,7 +229,7 @@ func (s *session) handle(line []byte) error {
 	case s.req.cmd.stores():
 		return s.store()
 	case s.req.cmd == cmdQuit:
-		return errHangUp
+		return errOver
 	case len(s.req.keys) == 0:
 		s.answerLocally()
 		return nil

@@ -89,10 +89,10 @@ func dial(tb testing.TB, addr string) net.Conn {
 func converse(tb testing.TB, addr, script string) string {
 	tb.Helper()
 	conn := dial(tb, addr)
-	go func() { _, _ = io.WriteString(conn, script+"verbosity\r\nquit\r\n") }()
+	go func() { _, _ = io.WriteString(conn, script+"verbosity\r\nverbosity\r\nquit\r\n") }()
 	var answers bytes.Buffer
 	_, _ = io.Copy(&answers, conn)
-	text, ok := strings.CutSuffix(answers.String(), "ERROR\r\n")
+	text, ok := strings.CutSuffix(answers.String(), "ERROR\r\nERROR\r\n")
 	if !ok {
 		return answers.String() + "<closed>"
 	}
