@@ -120,7 +120,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 func (o options) validate() error {
 	switch {
 	case o.modelName == "" || strings.ContainsAny(o.modelName, "/:"):
-		return fmt.Errorf("--model_name is %q, want a name without / and :", o.modelName)
+		return fmt.Errorf("--model_name is %q, want a name, and neither / nor : in it", o.modelName)
 	case o.port < 0 || o.port > 65535:
 		return fmt.Errorf("--port is %d, want 0 to 65535", o.port)
 	case o.drain < 0 || o.finish < 0:

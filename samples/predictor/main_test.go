@@ -201,7 +201,9 @@ func TestExitCodes(t *testing.T) {
 			nil, []string{"--port=0", "--model_dir=" + cut}, 3, "Model cannot be served", "malformed safetensors file",
 		},
 		"a feature store that is not there": {
-			[]string{"FEATURE_STORE=/nope"}, []string{"--port=0", "--model_dir=model/v1"}, 3,
+			[]string{"FEATURE_STORE=/nope"},
+			[]string{"--port=0", "--model_dir=model/v1"},
+			3,
 			"Model cannot be served", "reading feature store: open /nope",
 		},
 	} {

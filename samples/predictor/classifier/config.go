@@ -76,7 +76,7 @@ func (c Config) validate() error {
 	case c.Version == "":
 		return errors.New("version is empty")
 	case !validView(c.FeatureView):
-		return fmt.Errorf("featureView is %q, want 1 to %d of a-z A-Z 0-9 . - _ :", c.FeatureView, maxView)
+		return fmt.Errorf("featureView is %q, want 1 to %d letters, digits and any of .-_: in it", c.FeatureView, maxView)
 	case c.Input.Pixels < 1 || c.Input.Pixels > maxPixels:
 		return fmt.Errorf("input.pixels is %d, want 1 to %d", c.Input.Pixels, maxPixels)
 	case !(c.Input.Scale > 0) || math.IsInf(float64(c.Input.Scale), 0):
@@ -86,9 +86,17 @@ func (c Config) validate() error {
 	case len(c.Layers) == 0 || len(c.Layers) > maxLayers:
 		return fmt.Errorf("layers has %d entries, want 1 to %d", len(c.Layers), maxLayers)
 	}
+	return c.validateActivations()
+}
+
+// validateActivations holds the layers to what this server can compute: rectifiers inside, a distribution at the end.
+func (c Config) validateActivations() error {
 	for i, layer := range c.Layers {
-		last := i == len(c.Layers)-1
-		if want := activationAt(last); layer.Activation != want {
+		want := "relu"
+		if i == len(c.Layers)-1 {
+			want = "softmax"
+		}
+		if layer.Activation != want {
 			return fmt.Errorf("layers[%d].activation is %q, want %q", i, layer.Activation, want)
 		}
 	}
@@ -103,12 +111,4 @@ func validView(view string) bool {
 	return strings.IndexFunc(view, func(r rune) bool {
 		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune(".-_:", r))
 	}) < 0
-}
-
-// activationAt is what this server can compute: rectifiers inside, a distribution at the end.
-func activationAt(last bool) string {
-	if last {
-		return "softmax"
-	}
-	return "relu"
 }

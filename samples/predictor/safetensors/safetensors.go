@@ -99,22 +99,21 @@ func parseHeader(header []byte) ([]entry, map[string]string, error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("reading header: %w", err)
 		}
-		name, _ := token.(string)
-		if seen[name] {
-			return nil, nil, fmt.Errorf("tensor %q is described twice", name)
+		e := entry{}
+		e.name, _ = token.(string)
+		if seen[e.name] {
+			return nil, nil, fmt.Errorf("tensor %q is described twice", e.name)
 		}
-		seen[name] = true
-		if name == "__metadata__" {
-			if err := decoder.Decode(&metadata); err != nil {
-				return nil, nil, fmt.Errorf("reading __metadata__: %w", err)
-			}
-			continue
+		seen[e.name] = true
+		if e.name == "__metadata__" {
+			err = decoder.Decode(&metadata)
+		} else {
+			err = decoder.Decode(&e)
+			entries = append(entries, e)
 		}
-		e := entry{name: name}
-		if err := decoder.Decode(&e); err != nil {
-			return nil, nil, fmt.Errorf("reading tensor %q: %w", name, err)
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading tensor %q: %w", e.name, err)
 		}
-		entries = append(entries, e)
 	}
 	if _, err := decoder.Token(); err != nil {
 		return nil, nil, fmt.Errorf("reading header: %w", err)

@@ -88,16 +88,22 @@ func TestAnswersSayWhereFeaturesCameFrom(t *testing.T) {
 	if hits != 1 || misses != 1 || len(parameters) != 2 {
 		t.Errorf("gRPC: parameters %v, want one hit and one miss", parameters)
 	}
-	text := server.get(t, "/metrics").text
-	for _, want := range []string{
+	server.wantMetrics(t,
 		"\npredictor_feature_cache_hits_total 4\n",
 		"\npredictor_feature_cache_misses_total 4\n",
 		"\npredictor_feature_cache_errors_total 0\n",
-		`predictor_requests_total{code="200",protocol="v1"} 2` + "\n",
-		`predictor_requests_total{code="200",protocol="v2"} 1` + "\n",
-		`predictor_requests_total{code="OK",protocol="grpc"} 1` + "\n",
-		`predictor_model_info{model="mnist",version="v1"} 1` + "\n",
-	} {
+		`predictor_requests_total{code="200",protocol="v1"} 2`+"\n",
+		`predictor_requests_total{code="200",protocol="v2"} 1`+"\n",
+		`predictor_requests_total{code="OK",protocol="grpc"} 1`+"\n",
+		`predictor_model_info{model="mnist",version="v1"} 1`+"\n",
+	)
+}
+
+// wantMetrics looks for lines of the metrics.
+func (r *running) wantMetrics(t *testing.T, lines ...string) {
+	t.Helper()
+	text := r.get(t, "/metrics").text
+	for _, want := range lines {
 		if !strings.Contains(text, want) {
 			t.Errorf("metrics lack %q in\n%s", want, text)
 		}
@@ -129,9 +135,7 @@ func TestADeadCacheIsOnlyAMiss(t *testing.T) {
 			t.Errorf("row %d: predicted %d, want %d", i, class, want[i])
 		}
 	}
-	if text := server.get(t, "/metrics").text; !strings.Contains(text, "\npredictor_feature_cache_errors_total 1\n") {
-		t.Errorf("metrics do not count the error:\n%s", text)
-	}
+	server.wantMetrics(t, "\npredictor_feature_cache_errors_total 1\n")
 }
 
 // A model directory may come without features: then ids are refused and pixels are served.

@@ -26,6 +26,14 @@ func (r *running) wantReadiness(t *testing.T, want bool) {
 			t.Errorf("GET %s: %d %s, want ready %t", path, got.status, got.text, want)
 		}
 	}
+	r.wantReadinessOverGRPC(t, want)
+	if got := r.get(t, "/v2/health/live"); got.status != http.StatusOK {
+		t.Errorf("live: %d %s", got.status, got.text)
+	}
+}
+
+func (r *running) wantReadinessOverGRPC(t *testing.T, want bool) {
+	t.Helper()
 	server, err := r.infer.ServerReady(call(t), &inference.ServerReadyRequest{})
 	if err != nil || server.GetReady() != want {
 		t.Errorf("ServerReady = %v, error %v, want %t", server, err, want)
@@ -39,9 +47,6 @@ func (r *running) wantReadiness(t *testing.T, want bool) {
 		if err != nil || (health.GetStatus() == healthpb.HealthCheckResponse_SERVING) != want {
 			t.Errorf("health of %q = %v, error %v, want serving %t", service, health, err, want)
 		}
-	}
-	if got := r.get(t, "/v2/health/live"); got.status != http.StatusOK {
-		t.Errorf("live: %d %s", got.status, got.text)
 	}
 }
 

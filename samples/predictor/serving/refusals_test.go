@@ -102,7 +102,7 @@ func TestV2RefusesRequests(t *testing.T) {
 		"zero rows":          {of("pixels", "FP32", "[0,784]", "[]"), 400, "inputs[0].shape: "},
 		"too many rows":      {of("id", "BYTES", "[1025]", "[]"), 400, "inputs[0].shape: is [1025], want 1 to 1024"},
 		"shape that wraps":   {of("pixels", "FP32", huge, "[]"), 400, "inputs[0].shape: "},
-		"shape and data":     {of("pixels", "FP32", "[2,784]", ones), 400, "asks for 1568 elements; the data has 784"},
+		"shape and data":     {of("pixels", "FP32", "[2,784]", ones), 400, "is [2 784], which does not fit the 784 elements"},
 		"two ids a row":      {of("id", "BYTES", "[1,2]", `["a","b"]`), 400, "inputs[0].shape: is [1 2], want one id a row"},
 		"another width":      {of("pixels", "FP32", "[784,1]", ones), 400, "inputs[0] row 0: has 1 pixels, want 784"},
 		"unknown entity":     {of("id", "BYTES", "[2]", `["digit-1","x"]`), 400, `row 1: the feature store holds no "x"`},
@@ -169,7 +169,7 @@ func TestGRPCRefusesRequests(t *testing.T) {
 		"contents in the list of another type": {
 			&inference.ModelInferRequest{Inputs: []*input{{
 				Name: "pixels", Datatype: "UINT8", Shape: []int64{1, 784}, Contents: floats(zeros),
-			}}}, codes.InvalidArgument, "the data has 0",
+			}}}, codes.InvalidArgument, "does not fit the 0 elements",
 		},
 		"a pixel that is not a number": {
 			&inference.ModelInferRequest{Inputs: []*input{{
@@ -196,7 +196,7 @@ func TestGRPCRefusesRequests(t *testing.T) {
 		},
 		"raw floats too short": {
 			&inference.ModelInferRequest{Inputs: []*input{image}, RawInputContents: [][]byte{make([]byte, 784)}},
-			codes.InvalidArgument, "the data has 196",
+			codes.InvalidArgument, "does not fit the 196 elements",
 		},
 		"raw text cut in its length": {
 			&inference.ModelInferRequest{Inputs: []*input{ids}, RawInputContents: [][]byte{{1, 0}}},

@@ -61,38 +61,53 @@ func rowsOf(inputs []tensor) ([]row, error) {
 
 // dimensions checks name, type, shape and number of elements against each other.
 func (t tensor) dimensions() (n, width int, err error) {
-	elements := len(t.numbers)
-	switch {
-	case t.name == inputID && t.datatype == "BYTES":
-		elements = len(t.texts)
-	case t.name == inputPixels && (t.datatype == "FP32" || t.datatype == "UINT8"):
-	case t.name == inputID:
-		return 0, 0, invalid("inputs[0].datatype", "is %q, want BYTES for %q", t.datatype, t.name)
-	case t.name == inputPixels:
-		return 0, 0, invalid("inputs[0].datatype", "is %q, want FP32 or UINT8 for %q", t.datatype, t.name)
-	default:
-		return 0, 0, invalid("inputs[0].name", "is %q, want %q or %q", t.name, inputPixels, inputID)
+	elements, err := t.elements()
+	if err != nil {
+		return 0, 0, err
 	}
+	const field = "inputs[0].shape"
 	if len(t.shape) == 0 || t.shape[0] < 1 || t.shape[0] > maxRows {
-		return 0, 0, invalid("inputs[0].shape", "is %v, want 1 to %d rows first", t.shape, maxRows)
+		return 0, 0, invalid(field, "is %v, want 1 to %d rows first", t.shape, maxRows)
 	}
+	if total := product(t.shape); total != int64(elements) {
+		return 0, 0, invalid(field, "is %v, which does not fit the %d elements of the data", t.shape, elements)
+	}
+	n = int(t.shape[0])
+	width = elements / n
+	if t.name == inputID && width != 1 {
+		return 0, 0, invalid(field, "is %v, want one id a row", t.shape)
+	}
+	return n, width, nil
+}
+
+// product multiplies the dimensions, or returns -1 if they are more than any request may hold or less than one.
+func product(shape []int64) int64 {
 	total := int64(1)
-	for _, d := range t.shape {
-		// The bound keeps the product far from overflow.
+	for _, d := range shape {
+		// The bounds keep the product far from overflow.
 		if d < 1 || d > maxBody || total > maxBody {
-			return 0, 0, invalid("inputs[0].shape", "is %v, which is no possible number of elements", t.shape)
+			return -1
 		}
 		total *= d
 	}
-	if total != int64(elements) {
-		return 0, 0, invalid("inputs[0].shape", "is %v, which asks for %d elements; the data has %d",
-			t.shape, total, elements)
+	return total
+}
+
+// elements counts them, once name and type fit together.
+func (t tensor) elements() (int, error) {
+	switch t.name {
+	case inputID:
+		if t.datatype != "BYTES" {
+			return 0, invalid("inputs[0].datatype", "is %q, want BYTES for %q", t.datatype, t.name)
+		}
+		return len(t.texts), nil
+	case inputPixels:
+		if t.datatype != "FP32" && t.datatype != "UINT8" {
+			return 0, invalid("inputs[0].datatype", "is %q, want FP32 or UINT8 for %q", t.datatype, t.name)
+		}
+		return len(t.numbers), nil
 	}
-	n, width = int(t.shape[0]), int(total/t.shape[0])
-	if t.name == inputID && width != 1 {
-		return 0, 0, invalid("inputs[0].shape", "is %v, want one id a row", t.shape)
-	}
-	return n, width, nil
+	return 0, invalid("inputs[0].name", "is %q, want %q or %q", t.name, inputPixels, inputID)
 }
 
 // checkPixels refuses what no pixel can be, NaN and infinities among it.
