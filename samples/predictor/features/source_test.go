@@ -3,6 +3,7 @@
 package features
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -207,6 +208,22 @@ func TestCacheTroubleIsOnlyAMiss(t *testing.T) {
 			t.Errorf("stats = %+v, want an error", stats)
 		}
 	})
+}
+
+// A cache that has not answered is not sent anything more: that would cost the request another timeout.
+func TestNoFillAfterAFailedGet(t *testing.T) {
+	commands := make(chan string, 10)
+	addr := fakeServer(t, func(conn net.Conn) {
+		line, _ := bufio.NewReader(conn).ReadString(' ')
+		commands <- line
+		_, _ = io.WriteString(conn, "SERVER_ERROR busy\r\n")
+	})
+	if stats := lookUp(t, newSource(t, addr, patient), "digit-1"); stats.Trouble == nil {
+		t.Fatalf("stats = %+v, want an error", stats)
+	}
+	if got := <-commands; got != "gets " || len(commands) != 0 {
+		t.Errorf("the cache was sent %q and %d more commands, want gets alone", got, len(commands))
+	}
 }
 
 // A cache that answers gets but hangs on sets must not hold the request for one timeout a key.
