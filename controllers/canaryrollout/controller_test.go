@@ -62,13 +62,14 @@ func TestServiceLeadsToStable(t *testing.T) {
 	}
 
 	// Hosts of the user's need no Service: it goes, once the route is in place.
-	do(t, w, edit(`{"spec":{"routing":{"hosts":["digits.example.com"]}}}`))
+	host := w.Namespace + ".example.com"
+	do(t, w, edit(`{"spec":{"routing":{"hosts":["`+host+`"]}}}`))
 	settle(t, w, r)
 	if err := w.Client.Get(t.Context(), key, &service); !apierrors.IsNotFound(err) {
 		t.Errorf("reading the Service that is no longer wanted: %v", err)
 	}
 	hosts := routing.HostsOf(virtualService(t, w, name))
-	if diff := cmp.Diff([]string{"digits.example.com"}, hosts); diff != "" {
+	if diff := cmp.Diff([]string{host}, hosts); diff != "" {
 		t.Errorf("hosts (-want +got):\n%s", diff)
 	}
 }
@@ -179,7 +180,7 @@ func TestDriftOfAnOwnedRoute(t *testing.T) {
 	settle(t, w, r)
 	want := virtualService(t, w, name).Object["spec"]
 	for what, patch := range map[string]string{
-		"weights": `[{"op":"replace","path":"/spec/http/0/route/0/weight","value":1},{"op":"replace","path":"/spec/http/0/route/1/weight","value":99}]`,
+		"weights":       `[{"op":"replace","path":"/spec/http/0/route/0/weight","value":1},{"op":"replace","path":"/spec/http/0/route/1/weight","value":99}]`,
 		"a route above": `[{"op":"add","path":"/spec/http/0","value":{"name":"thief","route":[{"destination":{"host":"thief"}}]}}]`,
 		"a timeout":     `[{"op":"add","path":"/spec/http/0/timeout","value":"1s"}]`,
 		"hosts":         `[{"op":"replace","path":"/spec/hosts","value":["elsewhere"]}]`,
@@ -223,13 +224,15 @@ spec:
 func TestSecondRolloutOfAHostStalls(t *testing.T) {
 	w := newWorld(t)
 	r := newReconciler(w.Client, w)
-	const host = `{"spec":{"routing":{"hosts":["digits.example.com"]}}}`
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), edit(host), percent(10))
+	host := w.Namespace + ".example.com" // all tests share one API server
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(func(first *v1alpha1.CanaryRollout) {
+		first.Spec.Routing.Hosts = []string{host}
+	}), percent(10))
 	settle(t, w, r)
 	do(t, w, rollout(func(second *v1alpha1.CanaryRollout) {
 		// Of equal age by the API server's clock, it would even come first by name.
 		second.Name, second.Spec.CanaryPercent = "another", 90
-		second.Spec.Routing.Hosts = []string{"digits.example.com"}
+		second.Spec.Routing.Hosts = []string{host}
 	}))
 	settle(t, w, r, name, "another")
 	wantReady(t, w)

@@ -135,7 +135,23 @@ func percent(n int) faults.Step {
 	return edit(fmt.Sprintf(`{"spec":{"canaryPercent":%d}}`, n))
 }
 
-// apply applies objects in YAML to the world's namespace, as a user.
+// createYAML makes an object anew in the world's namespace; fields that the API server does not know are dropped.
+func createYAML(text string) faults.Step {
+	return func(ctx context.Context, w *faults.World) error {
+		object := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(text), &object.Object); err != nil {
+			return err
+		}
+		object.SetNamespace(w.Namespace)
+		object.SetUID("")
+		if err := w.Client.Delete(ctx, object); err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
+		return w.Client.Create(ctx, object)
+	}
+}
+
+// applyYAML applies an object to the world's namespace, as a user.
 func applyYAML(text string) faults.Step {
 	return func(ctx context.Context, w *faults.World) error {
 		object := &unstructured.Unstructured{}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package routing
+
+import (
+	"strings"
+)
+
+// clusterDomain is the DNS domain of Services.
+const clusterDomain = "cluster.local"
+
+// Mesh is the gateway that stands for every caller inside the mesh.
+const Mesh = "mesh"
+
+// ServiceHost returns the host name of a Service.
+func ServiceHost(name, namespace string) string {
+	return name + "." + namespace + ".svc." + clusterDomain
+}
+
+// ResolveHost returns the full form of a host as a VirtualService of a namespace means it: a name without a dot is a
+// Service of that namespace.
+func ResolveHost(host, namespace string) string {
+	host = strings.ToLower(host)
+	if host == "" || strings.ContainsAny(host, ".*") {
+		return host
+	}
+	return ServiceHost(host, namespace)
+}
+
+// resolveGateway returns the full form of a gateway as a VirtualService of a namespace means it.
+func resolveGateway(gateway, namespace string) string {
+	if gateway == Mesh || strings.Contains(gateway, "/") {
+		return gateway
+	}
+	return namespace + "/" + gateway
+}
