@@ -209,7 +209,7 @@ func (c *Client) Delete(ctx context.Context, key string) error {
 
 func (c *Client) write(ctx context.Context, r *request, key string, data []byte) (string, error) {
 	if !validKey([]byte(key)) {
-		return "", errors.New("not a key: use 1 to 250 bytes without spaces and control characters")
+		return "", errors.New("not a key: use 1 to 250 bytes without spaces, line ends and zeros")
 	}
 	r.keys = [][]byte{[]byte(key)}
 	var x exchange

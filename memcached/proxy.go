@@ -45,9 +45,10 @@ type ProxyOptions struct {
 // Answers come in the order of the requests, and are byte for byte what one memcached with all items would say, with
 // these exceptions. When a server is down, reads miss, set, add, replace, append and prepend say NOT_STORED, cas, touch,
 // incr and decr say NOT_FOUND, and delete says SERVER_ERROR, because the key may still be there. With an empty ring it
-// is the same but for delete, which says NOT_FOUND. Keys with control characters are refused; the data behind a line
-// that was refused is dropped rather than read as commands; and after a line or data that leave it unknown where the
-// next command starts, the connection is closed. A cas unique is good for as long as its key stays on its server.
+// is the same but for delete, which says NOT_FOUND. Keys with a zero byte, where a server would cut them, are refused;
+// the data behind a line that was refused is dropped rather than read as commands; and after a line or data that leave
+// it unknown where the next command starts, the connection is closed. A cas unique is good for as long as its key stays
+// on its server.
 //
 // A Proxy is a prometheus.Collector of its own figures.
 type Proxy struct {

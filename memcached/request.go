@@ -310,13 +310,15 @@ func (r *request) appendTail(line []byte) []byte {
 	return append(line, "\r\n"...)
 }
 
-// validKey holds memcached's rules, which its servers enforce only in part: to one of them, a zero byte ends the key.
+// validKey refuses what would not reach a server as one key of the same bytes. The protocol forbids all control
+// characters, but servers take most of them, and so do clients that put numbers into keys.
 func validKey(key []byte) bool {
 	if len(key) == 0 || len(key) > maxKeyBytes {
 		return false
 	}
 	for _, c := range key {
-		if c <= ' ' || c == 0x7f {
+		switch c {
+		case ' ', '\r', '\n', 0:
 			return false
 		}
 	}

@@ -24,10 +24,10 @@ func TestProxyAnswersItsOwnWay(t *testing.T) {
 	}{
 		"flush_all is refused":                {"set a 0 0 1\r\nx\r\nflush_all\r\nflush_all 0 noreply\r\nget a\r\n", "STORED\r\nCLIENT_ERROR flush_all not allowed\r\nVALUE a 0 1\r\nx\r\nEND\r\n"},
 		"version":                             {"version\r\n", "VERSION 1.6.0 (v1)\r\n"},
-		"data of a refused set is no command": {"set a\x01 0 0 11\r\ndelete keep\r\nset a -1 0 11 noreply\r\ndelete keep\r\nget keep\r\n", "CLIENT_ERROR bad command line format\r\nVALUE keep 0 1\r\nx\r\nEND\r\n"},
+		"data of a refused set is no command": {"set a\x00 0 0 11\r\ndelete keep\r\nset a -1 0 11 noreply\r\ndelete keep\r\nget keep\r\n", "CLIENT_ERROR bad command line format\r\nVALUE keep 0 1\r\nx\r\nEND\r\n"},
 		"data of a meta set is no command":    {"ms a 11 T0\r\ndelete keep\r\nget keep\r\n", "ERROR\r\nVALUE keep 0 1\r\nx\r\nEND\r\n"},
 		"data longer than it says":            {"set a 0 0 1\r\nxyz\r\ndelete keep\r\n", "CLIENT_ERROR bad data chunk\r\n" + closed},
-		"refused data longer than it says":    {"set a\x01 0 0 1\r\nxyz\r\ndelete keep\r\n", "CLIENT_ERROR bad command line format\r\n" + closed},
+		"refused data longer than it says":    {"set a\x00 0 0 1\r\nxyz\r\ndelete keep\r\n", "CLIENT_ERROR bad command line format\r\n" + closed},
 		"set of unknown length":               {"set a 0 0 x\r\ndelete keep\r\n", "CLIENT_ERROR bad command line format\r\n" + closed},
 		"set with fields missing":             {"set a 0 0\r\ndelete keep\r\n", "ERROR\r\n" + closed},
 		"answers before the end are given":    {"get keep\r\nset a 0 0 x\r\n", "VALUE keep 0 1\r\nx\r\nEND\r\nCLIENT_ERROR bad command line format\r\n" + closed},
@@ -131,7 +131,7 @@ func TestProxyCutsOffSlowClients(t *testing.T) {
 		"in a line":          "get a",
 		"in a long line":     "get " + strings.Repeat("k ", 8000),
 		"in data":            "set a 0 0 10\r\nabc",
-		"in data to discard": "set a\x01 0 0 10\r\nabc",
+		"in data to discard": "set a\x00 0 0 10\r\nabc",
 	} {
 		t.Run("stops "+name, func(t *testing.T) {
 			conn := dial(t, addr)
