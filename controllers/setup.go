@@ -33,12 +33,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/canaryrollout"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
 	"serverless.xyz/outrigger/controllers/internal/sidecar"
 	"serverless.xyz/outrigger/controllers/internal/webhookcert"
 	"serverless.xyz/outrigger/controllers/memcached"
 	"serverless.xyz/outrigger/controllers/podwebhook"
 	"serverless.xyz/outrigger/controllers/sidecarpolicy"
+	"serverless.xyz/outrigger/routing"
 )
 
 // Options are what the manager is started with.
@@ -119,6 +121,11 @@ func addControllers(mgr ctrl.Manager, o Options) error {
 			name:  sidecarpolicy.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: sidecarpolicy.New(c, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
+		},
+		{
+			name:  canaryrollout.Name,
+			needs: []schema.GroupVersionKind{kserve.GroupVersionKind, routing.VirtualServiceKind},
+			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).SetupWithManager,
 		},
 	}
 	for _, one := range list {

@@ -62,7 +62,7 @@ func parse() (controllers.Options, zap.Options, error) {
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":8443", "host:port of the metrics over HTTPS; 0 for none")
 	flag.StringVar(&o.ProbeAddress, "probe-address", ":8081", "host:port of /healthz and /readyz; 0 for none")
 	flag.BoolVar(&o.LeaderElection, "leader-elect", true, "have one of several replicas lead")
-	flag.StringVar(&o.MemcachedImage, "memcached-image", "docker.io/library/memcached:1.6.45",
+	flag.StringVar(&o.MemcachedImage, "memcached-image", "docker.io/library/memcached:1.6.18",
 		"image of a Memcached that names none")
 	flag.StringVar(&o.PreloaderImage, "preloader-image", "ghcr.io/outrigger/preloader:v0.1.0",
 		"image of the preloader where a SidecarPolicy names none")

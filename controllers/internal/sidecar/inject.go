@@ -29,7 +29,7 @@ const (
 	// featureCachePort is where the feature cache listens, on the loopback address of the pod only.
 	featureCachePort = 11211
 	// featureCacheProbePort serves the feature cache's metrics and probes.
-	featureCacheProbePort = 9465
+	featureCacheProbePort = 9151
 	ringVolume            = "outrigger-ring"
 	ringDir               = "/etc/outrigger/ring"
 	envVerify             = "PRELOADER_VERIFY"
@@ -129,6 +129,8 @@ func featureCacheContainer(image string) corev1.Container {
 		Image:           image,
 		ImagePullPolicy: pullPolicy(image),
 		RestartPolicy:   &always,
+		// The image is the manager's, too.
+		Command: []string{"/featurecache"},
 		Args: []string{
 			"--listen=127.0.0.1:" + strconv.Itoa(featureCachePort),
 			"--ring-file=" + path.Join(ringDir, v1alpha1.RingConfigMapKey),

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+
+# `make` prints what there is. `make demo` and `make test` install what they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
+BIN := bin
+GO ?= go
+TOOL := $(GO) tool -modfile=go.tools.mod
+PROGRAMS := manager featurecache preloader
+
+# Debian packages: servers that tests run, and what a node needs to run pods.
+PACKAGES_TEST := memcached nutcracker prometheus
+PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iproute2 socat libseccomp-dev pkg-config gcc libc6-dev
+
+.PHONY: help
+help: ## Print this table.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: deps-node build ## Run the whole job on a real cluster on this machine, as a story. KEEP=1 leaves it running. Needs root.
+	$(GO) run ./test/demo $(if $(KEEP),-keep)
+
+.PHONY: test
+test: deps ## Run all tests that need no root and no pods.
+	$(GO) test -timeout 30m ./...
+
+.PHONY: e2e
+e2e: deps-node build ## Run the tests that need real pods. Needs root.
+	$(GO) test -tags e2e -count 1 -timeout 40m ./test/...
+
+.PHONY: lint
+lint: ## Lint everything.
+	$(TOOL) golangci-lint run
+
+.PHONY: verify
+verify: generate lint ## Generate, lint and tidy; fail if anything differs from what is committed.
+	$(GO) mod tidy
+	@for module in test/testbed/modules/*/; do (cd $$module && $(GO) mod verify >/dev/null) || exit 1; done
+	@test -z "$$(git status --porcelain)" || { git status --short; git diff; echo "generated or tidied files differ: commit them"; exit 1; }
+
+.PHONY: generate
+generate: ## Generate deep copies, apply configurations, definitions and RBAC rules.
+	$(TOOL) controller-gen object:headerFile=/dev/null crd applyconfiguration:headerFile=/dev/null paths=./apis/... output:crd:dir=config/crd/bases
+	$(TOOL) controller-gen rbac:roleName=outrigger-manager paths=./controllers/... output:rbac:dir=config/rbac
+
+.PHONY: build
+build: ## Build the programs into bin/.
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
+
+.PHONY: images
+images: build ## Build image archives into bin/, to import with `ctr images import` or `docker load`.
+	$(GO) run ./test/images $(BIN)
+
+.PHONY: deps
+deps: ## Install the Debian packages that tests need, if they are missing.
+	@$(call install,$(PACKAGES_TEST))
+
+.PHONY: deps-node
+deps-node: ## Install the Debian packages that running pods needs, if they are missing.
+	@$(call install,$(PACKAGES_TEST) $(PACKAGES_NODE))
+
+# install has Debian install those of the packages that are missing.
+define install
+missing=""; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q ' installed$$' || missing="$$missing $$p"; done; \
+if [ -n "$$missing" ]; then \
+  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+  echo "Installing$$missing"; \
+  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
+fi
+endef
