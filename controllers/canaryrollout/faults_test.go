@@ -36,10 +36,8 @@ func TestFaultsOfAnOwnedRoute(t *testing.T) {
 	faults.Run(t, testcluster.New(t), faults.Scenario{
 		Name: name, Kinds: kinds, New: anew, Environment: collectGarbage, Check: splitIsWhole, Forget: addresses,
 		Steps: []faults.Step{
-			all(inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil)),
-			percent(20),
-			inferenceService("v2", 0),
-			all(inferenceService("v2", 2), percent(100)),
+			all(inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), percent(20)),
+			all(inferenceService("v2", 0), percent(100)),
 		},
 	})
 }
@@ -49,8 +47,7 @@ func TestFaultsOfAChangeOfMode(t *testing.T) {
 		Name: name, Kinds: kinds, New: anew, Environment: collectGarbage, Check: splitIsWhole, Forget: addresses,
 		Steps: []faults.Step{
 			all(inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(nil), percent(20)),
-			edit(`{"spec":{"routing":{"mode":"Adopt","virtualServiceRef":{"name":"shop","route":"predict"}}}}`),
-			percent(70),
+			all(edit(`{"spec":{"routing":{"mode":"Adopt","virtualServiceRef":{"name":"shop","route":"predict"}}}}`), percent(70)),
 		},
 	})
 }
