@@ -116,6 +116,8 @@ func (t *Testbed) apiServer(parts []Part) (component, error) {
 	}
 	return component{
 		name: apiServerProgram.name, path: t.bin.programs[apiServerProgram.name], args: args,
+		// Reading KServe's definitions leaves much garbage: fewer collections, within bounds, save a fifth of the start.
+		env:   []string{"GOGC=200", "GOMEMLIMIT=800MiB"},
 		ready: t.apiReady,
 	}, nil
 }
@@ -162,11 +164,10 @@ func (t *Testbed) writeAdminConfig() error {
 	}
 	t.config.QPS = -1
 	t.config.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil }
-	found, err := discovery.NewDiscoveryClientForConfig(t.config)
-	if err != nil {
+	if t.discovery, err = discovery.NewDiscoveryClientForConfig(t.config); err != nil {
 		return fmt.Errorf("making a discovery client: %w", err)
 	}
-	t.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(found))
+	t.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(t.discovery))
 	if t.dynamic, err = dynamic.NewForConfig(t.config); err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}

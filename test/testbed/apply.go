@@ -13,9 +13,11 @@ import (
 	"slices"
 	"time"
 
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
@@ -142,19 +144,20 @@ func (t *Testbed) clientFor(o *unstructured.Unstructured) (dynamic.ResourceInter
 	return t.dynamic.Resource(mapping.Resource).Namespace(o.GetNamespace()), nil
 }
 
-// awaitDefinitions returns when the definitions among the objects are established and served.
+// awaitDefinitions returns when the kinds that the definitions among the objects define are served. It asks discovery,
+// whose answers are small: the definitions themselves can have a megabyte.
 func (t *Testbed) awaitDefinitions(ctx context.Context, objects []*unstructured.Unstructured) error {
 	ctx, cancel := context.WithTimeout(ctx, establishedWithin)
 	defer cancel()
-	any := false
+	defined := false
 	for _, o := range objects {
 		if o.GetKind() != crdKind {
 			continue
 		}
-		any = true
+		defined = true
 		for {
-			seen, err := t.dynamic.Resource(crdResource).Get(ctx, o.GetName(), metav1.GetOptions{})
-			if err == nil && isEstablished(seen) {
+			served, err := t.isServed(o)
+			if served {
 				break
 			}
 			select {
@@ -164,18 +167,33 @@ func (t *Testbed) awaitDefinitions(ctx context.Context, objects []*unstructured.
 			}
 		}
 	}
-	if any {
+	if defined {
 		t.mapper.Reset()
 	}
 	return nil
 }
 
-func isEstablished(definition *unstructured.Unstructured) bool {
-	conditions, _, err := unstructured.NestedSlice(definition.Object, "status", "conditions")
-	return err == nil && slices.ContainsFunc(conditions, func(c any) bool {
-		m, ok := c.(map[string]any)
-		return ok && m["type"] == "Established" && m["status"] == "True"
-	})
+// isServed says whether every version that a definition serves is known to discovery.
+func (t *Testbed) isServed(definition *unstructured.Unstructured) (bool, error) {
+	var crd apiextensionsv1.CustomResourceDefinition
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(definition.Object, &crd); err != nil {
+		return false, fmt.Errorf("reading the definition: %w", err)
+	}
+	for _, version := range crd.Spec.Versions {
+		if !version.Served {
+			continue
+		}
+		found, err := t.discovery.ServerResourcesForGroupVersion(crd.Spec.Group + "/" + version.Name)
+		if err != nil {
+			return false, fmt.Errorf("asking for %s: %w", crd.Spec.Group, err)
+		}
+		if !slices.ContainsFunc(found.APIResources, func(r metav1.APIResource) bool {
+			return r.Name == crd.Spec.Names.Plural
+		}) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 func readObjects(paths ...string) ([]*unstructured.Unstructured, error) {

@@ -40,13 +40,9 @@ func newBuilder(progress io.Writer) (*builder, error) {
 	return &builder{root: root, cache: cache, progress: progress}, nil
 }
 
-// Build builds what testbeds of these options need, all that is known if options is nil, and prints what takes long to
-// progress, standard error if nil. What is already built is left alone. It needs the Go toolchain, and for size Node a
-// C compiler and libseccomp's headers.
-func Build(ctx context.Context, options *Options, progress io.Writer) error {
-	if options == nil {
-		options = &Options{Size: Node}
-	}
+// Build builds what testbeds of these options need and is not built yet, and says so on progress, standard error if
+// nil. It needs the Go toolchain, and for size Node a C compiler and libseccomp's headers.
+func Build(ctx context.Context, options Options, progress io.Writer) error {
 	parts, err := options.parts()
 	if err != nil {
 		return err

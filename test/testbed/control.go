@@ -71,6 +71,9 @@ func (t *Testbed) installDefinitions(ctx context.Context, parts []Part) error {
 			})...)
 		}
 	}
+	if len(definitions) == 0 {
+		return nil
+	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(4)
 	for _, d := range definitions {

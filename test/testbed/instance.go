@@ -159,6 +159,7 @@ type State struct {
 	S3Endpoint  string `json:"s3Endpoint,omitempty"`
 	S3AccessKey string `json:"s3AccessKey,omitempty"`
 	S3SecretKey string `json:"s3SecretKey,omitempty"`
+	S3Region    string `json:"s3Region,omitempty"`
 	// XDSAddress is the host:port where istiod serves xDS in plain text, empty if there is none.
 	XDSAddress string `json:"xdsAddress,omitempty"`
 	// PrometheusURL is empty if there is none.

@@ -15,17 +15,14 @@ import (
 	"time"
 )
 
-// The keys of the S3 server's administrator.
 const (
-	s3AccessKey = "outrigger"
+	s3AccessKey = "outrigger" // Of the S3 server's administrator.
 	s3Region    = "us-east-1"
 )
 
 func (t *Testbed) startS3(ctx context.Context) error {
-	for _, folder := range []string{"s3"} {
-		if err := os.MkdirAll(t.path(folder), 0o755); err != nil {
-			return fmt.Errorf("making the S3 server's folder: %w", err)
-		}
+	if err := os.Mkdir(t.path("s3"), 0o755); err != nil {
+		return fmt.Errorf("making the S3 server's folder: %w", err)
 	}
 	secret := rand.Text()
 	args := []string{
@@ -41,7 +38,8 @@ func (t *Testbed) startS3(ctx context.Context) error {
 		return err
 	}
 	t.set(func(s *State) {
-		s.S3Endpoint, s.S3AccessKey, s.S3SecretKey = "http://"+t.hostPort(portS3), s3AccessKey, secret
+		s.S3Endpoint, s.S3Region = "http://"+t.hostPort(portS3), s3Region
+		s.S3AccessKey, s.S3SecretKey = s3AccessKey, secret
 	})
 	return nil
 }

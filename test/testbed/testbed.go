@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
@@ -22,17 +23,18 @@ import (
 type Testbed struct {
 	*instance
 
-	options Options
-	began   time.Time
-	bin     *installed
-	ca      *authority
-	config  *rest.Config
-	dynamic dynamic.Interface
-	mapper  *restmapper.DeferredDiscoveryRESTMapper
-	stateMu sync.Mutex
-	state   State        // Its addresses appear as parts start.
-	runs    atomic.Int64 // Numbers the programs that run to their end.
-	extras  atomic.Int64 // Numbers the ports given to servers started later.
+	options   Options
+	began     time.Time
+	bin       *installed
+	ca        *authority
+	config    *rest.Config
+	discovery discovery.DiscoveryInterface
+	dynamic   dynamic.Interface
+	mapper    *restmapper.DeferredDiscoveryRESTMapper
+	stateMu   sync.Mutex
+	state     State        // Its addresses appear as parts start.
+	runs      atomic.Int64 // Numbers the programs that run to their end.
+	extras    atomic.Int64 // Numbers the ports given to servers started later.
 }
 
 // Start starts a testbed and returns when all its parts are ready. The first start of a size builds programs, which

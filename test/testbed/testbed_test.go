@@ -25,7 +25,13 @@ import (
 // ownerVariable makes the test binary start a testbed, print its state and wait to be killed.
 const ownerVariable = "TESTBED_TEST_OWNER"
 
+// probeVariable makes the test binary a program for pods; its value says which.
+const probeVariable = "TESTBED_TEST_PROBE"
+
 func TestMain(m *testing.M) {
+	if program := os.Getenv(probeVariable); program != "" {
+		probe(program, os.Args[1:])
+	}
 	if size := os.Getenv(ownerVariable); size != "" {
 		ownUntilKilled(size)
 	}
