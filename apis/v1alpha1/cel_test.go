@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"serverless.xyz/outrigger/test/testbed"
+)
+
+// rules holds, for every rule and bound of the kinds, one spec that is taken and one that is refused, with what the
+// refusal must say.
+var rules = map[string]struct {
+	kind, name       string
+	taken, refused   string
+	refusedName      string
+	wantField, wants string
+}{
+	"size has a lower bound":           {kind: "Memcached", taken: "size: 0", refused: "size: -1", wantField: "spec.size"},
+	"size has an upper bound":          {kind: "Memcached", taken: "size: 100", refused: "size: 101", wantField: "spec.size"},
+	"size is required":                 {kind: "Memcached", taken: "size: 1", refused: "{}", wantField: "spec.size"},
+	"coldStartBuffer has a bound":      {kind: "Memcached", taken: "{size: 1, coldStartBuffer: 100}", refused: "{size: 1, coldStartBuffer: 101}", wantField: "spec.coldStartBuffer"},
+	"scalingWindow is at most a day":   {kind: "Memcached", taken: "{size: 1, scalingWindow: 24h}", refused: "{size: 1, scalingWindow: 25h}", wants: "scalingWindow must be between 0s and 24h"},
+	"scalingWindow is not negative":    {kind: "Memcached", taken: "{size: 1, scalingWindow: 0s}", refused: "{size: 1, scalingWindow: -1s}", wants: "scalingWindow must be between 0s and 24h"},
+	"scalingWindow is a duration":      {kind: "Memcached", taken: "{size: 1, scalingWindow: 1m30s}", refused: "{size: 1, scalingWindow: soon}", wantField: "spec"},
+	"memory has a lower bound":         {kind: "Memcached", taken: "{size: 1, instance: {memory: 16Mi}}", refused: "{size: 1, instance: {memory: 15Mi}}", wants: "memory must be between 16Mi and 1Ti"},
+	"memory has an upper bound":        {kind: "Memcached", taken: "{size: 1, instance: {memory: 1Ti}}", refused: "{size: 1, instance: {memory: 2Ti}}", wants: "memory must be between 16Mi and 1Ti"},
+	"items are smaller than memory":    {kind: "Memcached", taken: "{size: 1, instance: {memory: 64Mi, maxItemSize: 32Mi}}", refused: "{size: 1, instance: {memory: 64Mi, maxItemSize: 64Mi}}", wants: "maxItemSize must be smaller than memory"},
+	"items have a lower bound":         {kind: "Memcached", taken: "{size: 1, instance: {maxItemSize: 1Ki}}", refused: "{size: 1, instance: {maxItemSize: 1000}}", wants: "maxItemSize must be between 1Ki and 512Mi"},
+	"items have an upper bound":        {kind: "Memcached", taken: "{size: 1, instance: {memory: 2Gi, maxItemSize: 512Mi}}", refused: "{size: 1, instance: {memory: 2Gi, maxItemSize: 513Mi}}", wants: "maxItemSize must be between 1Ki and 512Mi"},
+	"threads are bounded":              {kind: "Memcached", taken: "{size: 1, instance: {threads: 64}}", refused: "{size: 1, instance: {threads: 65}}", wantField: "spec.instance.threads"},
+	"connections are bounded":          {kind: "Memcached", taken: "{size: 1, instance: {maxConnections: 16}}", refused: "{size: 1, instance: {maxConnections: 15}}", wantField: "spec.instance.maxConnections"},
+	"the name starts with a letter":    {kind: "Memcached", taken: "size: 1", refused: "size: 1", refusedName: "1st", wants: "metadata.name must be a DNS label of at most 46 characters"},
+	"the name has no dots":             {kind: "Memcached", taken: "size: 1", refused: "size: 1", refusedName: "a.b", wants: "metadata.name must be a DNS label of at most 46 characters"},
+	"the name is short":                {kind: "Memcached", name: strings.Repeat("a", 46), taken: "size: 1", refused: "size: 1", refusedName: strings.Repeat("a", 47), wants: "metadata.name must be a DNS label of at most 46 characters"},
+	"a policy does something":          {kind: "SidecarPolicy", taken: "preload: {}", refused: "priority: 1", wants: "a policy needs preload or featureCache"},
+	"priority is bounded":              {kind: "SidecarPolicy", taken: "{preload: {}, priority: 1000}", refused: "{preload: {}, priority: 1001}", wantField: "spec.priority"},
+	"components are known":             {kind: "SidecarPolicy", taken: "{preload: {}, components: [Predictor, Transformer]}", refused: "{preload: {}, components: [Explainer]}", wantField: "spec.components[0]"},
+	"verify is known":                  {kind: "SidecarPolicy", taken: "preload: {verify: Require}", refused: "preload: {verify: Maybe}", wantField: "spec.preload.verify"},
+	"the cache is named":               {kind: "SidecarPolicy", taken: "featureCache: {memcachedRef: {name: a}}", refused: "featureCache: {memcachedRef: {name: ''}}", wantField: "spec.featureCache.memcachedRef.name"},
+	"canaryPercent has a lower bound":  {kind: "CanaryRollout", taken: sides + ", canaryPercent: 0}", refused: sides + ", canaryPercent: -1}", wantField: "spec.canaryPercent"},
+	"canaryPercent has an upper bound": {kind: "CanaryRollout", taken: sides + ", canaryPercent: 100}", refused: sides + ", canaryPercent: 101}", wantField: "spec.canaryPercent"},
+	"the sides differ":                 {kind: "CanaryRollout", taken: sides + "}", refused: "{stable: {inferenceService: a}, canary: {inferenceService: a}}", wants: "must be two different InferenceServices"},
+	"Adopt needs a reference":          {kind: "CanaryRollout", taken: sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}}}", refused: sides + ", routing: {mode: Adopt}}", wants: "virtualServiceRef is needed in mode Adopt"},
+	"Owned has no reference":           {kind: "CanaryRollout", taken: sides + ", routing: {mode: Owned}}", refused: sides + ", routing: {mode: Owned, virtualServiceRef: {name: v, route: r}}}", wants: "virtualServiceRef is needed in mode Adopt"},
+	"Adopt has no hosts":               {kind: "CanaryRollout", taken: sides + ", routing: {hosts: [a.example.com]}}", refused: sides + ", routing: {mode: Adopt, hosts: [a.example.com], virtualServiceRef: {name: v, route: r}}}", wants: "hosts and gateways belong to the adopted VirtualService"},
+	"gateways need hosts":              {kind: "CanaryRollout", taken: sides + ", routing: {gateways: [mesh]}}", refused: sides + ", routing: {gateways: [istio-system/ingress]}}", wants: "gateways other than mesh need hosts"},
+	"a rollout's name is a DNS label":  {kind: "CanaryRollout", taken: sides + "}", refused: sides + "}", refusedName: "a.b", wants: "metadata.name must be a DNS label"},
+}
+
+const sides = "{stable: {inferenceService: a}, canary: {inferenceService: b}"
+
+func TestRules(t *testing.T) {
+	tb := testbed.Shared(t, testbed.API)
+	if err := tb.InstallCRDs(t.Context(), "../../config/crd/bases"); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(tb.Config(), client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range rules {
+		t.Run(name, func(t *testing.T) {
+			takenName, refusedName := "x", "x"
+			if tc.name != "" {
+				takenName = tc.name
+			}
+			if tc.refusedName != "" {
+				refusedName = tc.refusedName
+			}
+			if err := c.Create(t.Context(), object(t, tc.kind, takenName, tc.taken), client.DryRunAll); err != nil {
+				t.Errorf("refused, though it is right: %v", err)
+			}
+			err := c.Create(t.Context(), object(t, tc.kind, refusedName, tc.refused), client.DryRunAll)
+			if !apierrors.IsInvalid(err) {
+				t.Fatalf("want it refused as invalid, got: %v", err)
+			}
+			for _, want := range []string{tc.wantField, tc.wants} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("the refusal does not say %q: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+func object(t *testing.T, kind, name, spec string) *unstructured.Unstructured {
+	t.Helper()
+	o := &unstructured.Unstructured{Object: map[string]any{}}
+	text := fmt.Sprintf("{apiVersion: outrigger.serverless.xyz/v1alpha1, kind: %s, metadata: {name: %s, namespace: default}}",
+		kind, name)
+	if err := yaml.Unmarshal([]byte(text), &o.Object); err != nil {
+		t.Fatal(err)
+	}
+	var content map[string]any
+	if err := yaml.Unmarshal([]byte(spec), &content); err != nil {
+		t.Fatal(err)
+	}
+	o.Object["spec"] = content
+	return o
+}
