@@ -35,21 +35,28 @@ type Cluster struct {
 }
 
 var definitions = sync.OnceValue(func() error {
-	root := Root()
-	kserveDir, err := moduleDir(root, "github.com/kserve/kserve")
-	if err != nil {
-		return err
-	}
-	istioDir, err := moduleDir(filepath.Join(root, "test/testbed/modules/istio"), "istio.io/istio")
-	if err != nil {
-		return err
-	}
 	ctx := context.Background()
-	if err := shared.ApplyFiles(ctx, filepath.Join(istioDir, "manifests/charts/base/files/crd-all.gen.yaml")); err != nil {
+	if err := InstallForeign(ctx, shared); err != nil {
 		return err
 	}
-	return shared.InstallCRDs(ctx, filepath.Join(root, "config/crd/bases"), filepath.Join(kserveDir, "config/crd/full"))
+	return shared.InstallCRDs(ctx, filepath.Join(Root(), "config/crd/bases"))
 })
+
+// InstallForeign installs the kinds of KServe and Istio.
+func InstallForeign(ctx context.Context, tb *testbed.Testbed) error {
+	kserveDir, err := moduleDir(Root(), "github.com/kserve/kserve")
+	if err != nil {
+		return err
+	}
+	istioDir, err := moduleDir(filepath.Join(Root(), "test/testbed/modules/istio"), "istio.io/istio")
+	if err != nil {
+		return err
+	}
+	if err := tb.ApplyFiles(ctx, filepath.Join(istioDir, "manifests/charts/base/files/crd-all.gen.yaml")); err != nil {
+		return err
+	}
+	return tb.InstallCRDs(ctx, filepath.Join(kserveDir, "config/crd/full"))
+}
 
 var shared *testbed.Testbed
 

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/testcluster"
+	"serverless.xyz/outrigger/controllers/internal/webhookcert"
+	"serverless.xyz/outrigger/memcached"
+	"serverless.xyz/outrigger/test/testbed"
+)
+
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard())
+	os.Exit(m.Run())
+}
+
+// TestManagerAtRest: the wired manager brings one of each kind to rest, then writes nothing, and a manager that takes
+// over from it writes nothing either.
+func TestManagerAtRest(t *testing.T) {
+	t.Parallel()
+	cluster := testcluster.New(t)
+	namespace := cluster.Namespace(t)
+	writes := &writes{}
+	stop := startManager(t, cluster.Config, namespace, writes)
+
+	createAll(t, cluster.Client, namespace)
+	await(t, "the Memcached to run", func(ctx context.Context) bool {
+		var m v1alpha1.Memcached
+		return get(ctx, cluster.Client, namespace, "features", &m) && m.Status.Phase == v1alpha1.MemcachedRunning
+	})
+	await(t, "the policy to count", func(ctx context.Context) bool {
+		var p v1alpha1.SidecarPolicy
+		return get(ctx, cluster.Client, namespace, "all", &p) && p.Status.Matched == 2 && p.Status.Outdated == 1
+	})
+	await(t, "the rollout to report", func(ctx context.Context) bool {
+		var r v1alpha1.CanaryRollout
+		return get(ctx, cluster.Client, namespace, "mnist", &r) && r.Status.ObservedGeneration == r.Generation
+	})
+	writes.untilQuiet(t, 2*time.Second)
+	if got := writes.during(time.Minute); len(got) > 0 {
+		t.Errorf("writes in a minute at rest: %q", got)
+	}
+	stop()
+
+	before := writes.count()
+	stop = startManager(t, cluster.Config, namespace, writes)
+	defer stop()
+	if got := writes.during(time.Minute); len(got) > 0 {
+		t.Errorf("writes in the minute after a restart: %q; %d before it", got, before)
+	}
+}
+
+// TestWebhookThroughTheAPIServer: the API server trusts the manager's own certificate, pods are equipped on their way
+// in, and when the certificate is taken away another takes its place.
+func TestWebhookThroughTheAPIServer(t *testing.T) {
+	cluster := testcluster.New(t)
+	namespace := cluster.Namespace(t)
+	port := freePort(t)
+	c := cluster.Client
+	configuration := &admissionv1.MutatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: webhookcert.ConfigurationName},
+		Webhooks: []admissionv1.MutatingWebhook{{
+			Name:                    "pods.outrigger.serverless.xyz",
+			AdmissionReviewVersions: []string{"v1"},
+			SideEffects:             ptr.To(admissionv1.SideEffectClassNone),
+			// Fail, so that the test sees when the webhook cannot be called.
+			FailurePolicy: ptr.To(admissionv1.Fail),
+			ClientConfig:  admissionv1.WebhookClientConfig{URL: ptr.To(fmt.Sprintf("https://127.0.0.1:%d/mutate-pods", port))},
+			Rules: []admissionv1.RuleWithOperations{{
+				Operations: []admissionv1.OperationType{admissionv1.Create},
+				Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
+			}},
+			NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": namespace}},
+		}},
+	}
+	must(t, c.Create(t.Context(), configuration))
+	t.Cleanup(func() { _ = c.Delete(context.WithoutCancel(t.Context()), configuration) })
+	defer startManagerOn(t, cluster.Config, namespace, &writes{}, port)()
+	must(t, c.Create(t.Context(), policy(namespace)))
+
+	admitted := func(name string) *corev1.Pod {
+		pod := predictorPod(namespace, name)
+		await(t, "a pod to be equipped", func(ctx context.Context) bool {
+			pod = predictorPod(namespace, name)
+			return c.Create(ctx, pod, client.DryRunAll) == nil && pod.Annotations[v1alpha1.AnnotationInjected] != ""
+		})
+		return pod
+	}
+	pod := admitted("before")
+	initializer := pod.Spec.InitContainers[0]
+	if initializer.Image != "preloader:test" || !slices.Equal(initializer.Args, []string{"s3://models/m", "/mnt/models"}) {
+		t.Errorf("init container has image %s and args %q", initializer.Image, initializer.Args)
+	}
+
+	var first corev1.Secret
+	key := client.ObjectKey{Namespace: namespace, Name: webhookcert.SecretName}
+	must(t, c.Get(t.Context(), key, &first))
+	must(t, c.Delete(t.Context(), &first))
+	await(t, "another certificate", func(ctx context.Context) bool {
+		var second corev1.Secret
+		return c.Get(ctx, key, &second) == nil && second.UID != first.UID
+	})
+	admitted("after")
+}
+
+// TestControllersComeWithTheirKinds: a manager that is installed before KServe and Istio works, and needs no restart
+// when they come.
+func TestControllersComeWithTheirKinds(t *testing.T) {
+	t.Parallel()
+	tb, err := testbed.Start(t.Context(), testbed.Options{Size: testbed.API})
+	must(t, err)
+	t.Cleanup(func() { _ = tb.Stop() })
+	must(t, tb.InstallCRDs(t.Context(), filepath.Join(testcluster.Root(), "config/crd/bases")))
+	c, err := client.New(tb.Config(), client.Options{Scheme: controllers.Scheme()})
+	must(t, err)
+	const namespace = "default"
+	defer startManager(t, tb.Config(), namespace, &writes{})()
+
+	must(t, c.Create(t.Context(), &v1alpha1.Memcached{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "features"}, Spec: v1alpha1.MemcachedSpec{Size: 1},
+	}))
+	await(t, "the Memcached to be seen without KServe", func(ctx context.Context) bool {
+		var m v1alpha1.Memcached
+		return get(ctx, c, namespace, "features", &m) && m.Status.ObservedGeneration == m.Generation
+	})
+	must(t, c.Create(t.Context(), policy(namespace)))
+	must(t, testcluster.InstallForeign(t.Context(), tb))
+	await(t, "the policy to be seen once KServe is there", func(ctx context.Context) bool {
+		var p v1alpha1.SidecarPolicy
+		return get(ctx, c, namespace, "all", &p) && p.Status.ObservedGeneration == p.Generation
+	})
+}
+
+func startManager(t *testing.T, config *rest.Config, namespace string, w *writes) (stop func()) {
+	t.Helper()
+	return startManagerOn(t, config, namespace, w, freePort(t))
+}
+
+func startManagerOn(t *testing.T, config *rest.Config, namespace string, w *writes, port int) (stop func()) {
+	t.Helper()
+	config = rest.CopyConfig(config)
+	config.Wrap(w.counting)
+	mgr, err := controllers.NewManager(config, controllers.Options{
+		Namespace: namespace, WebhookHost: "127.0.0.1", WebhookPort: port, WebhookNames: []string{"127.0.0.1"},
+		MetricsAddress: "0", ProbeAddress: "0",
+		MemcachedImage: "memcached:test", PreloaderImage: "preloader:test", FeatureCacheImage: "featurecache:test",
+		// Pods that do not run have no statistics; what servers report is tested with the controller.
+		ReadStats: func(context.Context, string) (memcached.Stats, error) { return memcached.Stats{}, nil },
+	})
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- mgr.Start(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the manager ended with: %v", err)
+		}
+	}
+}
+
+// createAll makes one of each kind, and what the rest of a cluster would make for them.
+func createAll(t *testing.T, c client.Client, namespace string) {
+	t.Helper()
+	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: namespace, Name: name} }
+	for _, o := range []client.Object{
+		&v1alpha1.Memcached{ObjectMeta: meta("features"), Spec: v1alpha1.MemcachedSpec{Size: 1}},
+		policy(namespace),
+		&v1alpha1.CanaryRollout{ObjectMeta: meta("mnist"), Spec: v1alpha1.CanaryRolloutSpec{
+			Stable: v1alpha1.RolloutSide{InferenceService: "mnist-v1"}, Canary: v1alpha1.RolloutSide{InferenceService: "mnist-v2"},
+			CanaryPercent: 10,
+		}},
+		&kserve.InferenceService{ObjectMeta: meta("mnist-v1")},
+		&kserve.InferenceService{ObjectMeta: meta("mnist-v2")},
+		predictorPod(namespace, "mnist-v1"),
+		&discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "features-1", Labels: map[string]string{
+				discoveryv1.LabelServiceName: "features", v1alpha1.LabelManagedBy: v1alpha1.ManagedBy,
+				v1alpha1.LabelName: "memcached", v1alpha1.LabelInstance: "features",
+			}},
+			AddressType: discoveryv1.AddressTypeIPv4,
+			Endpoints: []discoveryv1.Endpoint{{
+				Hostname: ptr.To("features-0"), Addresses: []string{"10.0.0.1"},
+				Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true), Serving: ptr.To(true)},
+			}},
+		},
+	} {
+		must(t, c.Create(t.Context(), o))
+	}
+}
+
+func policy(namespace string) *v1alpha1.SidecarPolicy {
+	return &v1alpha1.SidecarPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "all"},
+		Spec:       v1alpha1.SidecarPolicySpec{Preload: &v1alpha1.Preload{}},
+	}
+}
+
+func predictorPod(namespace, service string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: service + "-predictor",
+			Labels: map[string]string{kserve.LabelInferenceService: service, "component": "predictor"},
+		},
+		Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{
+				Name: kserve.ContainerStorageInitializer, Image: "kserve:test", Args: []string{"s3://models/m", "/mnt/models"},
+			}},
+			Containers: []corev1.Container{{Name: kserve.ContainerPredictor, Image: "model:test"}},
+		},
+	}
+}
+
+// writes counts requests that change something.
+type writes struct {
+	mu   sync.Mutex
+	seen []string
+}
+
+func (w *writes) counting(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		if r.Method != http.MethodGet {
+			w.mu.Lock()
+			w.seen = append(w.seen, r.Method+" "+r.URL.Path)
+			w.mu.Unlock()
+		}
+		return next.RoundTrip(r)
+	})
+}
+
+func (w *writes) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.seen)
+}
+
+// during returns the writes of a time that starts now.
+func (w *writes) during(d time.Duration) []string {
+	before := w.count()
+	time.Sleep(d)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.seen[before:])
+}
+
+// untilQuiet waits until there has been no write for a while.
+func (w *writes) untilQuiet(t *testing.T, d time.Duration) {
+	t.Helper()
+	for range 30 {
+		if len(w.during(d)) == 0 {
+			return
+		}
+	}
+	t.Fatalf("still writing after a minute: %q", w.seen[max(0, len(w.seen)-20):])
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func get(ctx context.Context, c client.Reader, namespace, name string, into client.Object) bool {
+	return c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, into) == nil
+}
+
+func await(t *testing.T, what string, ready func(context.Context) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for !ready(ctx) {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			t.Fatalf("waited a minute for %s", what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a TCP listener has one.
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
