@@ -58,10 +58,8 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 	if err != nil {
 		return err
 	}
-	p := &pull{
-		opts: opts, at: at, pair: pair, log: log, report: report,
-		src: newS3Source(client, at.bucket), progress: &progress{},
-	}
+	p := &pull{opts: opts, at: at, pair: pair, log: log, report: report, progress: &progress{}}
+	p.src = patient{source: newS3Source(client, at.bucket), attempts: opts.Attempts, retries: &p.progress.retries}
 	return p.run(ctx)
 }
 
@@ -94,7 +92,7 @@ func (p *pull) run(ctx context.Context) error {
 	p.log.Info("Listing", "source", p.pair.Source)
 	objects, err := p.src.list(ctx, p.at.path, p.opts.SiblingPrefixes)
 	if err != nil {
-		return p.giveUp(ctx, err, "listing "+p.pair.Source)
+		return err
 	}
 	entries, err := layout(objects, p.at.path, p.opts.Filter)
 	if err != nil {
@@ -114,17 +112,6 @@ func (p *pull) run(ctx context.Context) error {
 		return nil
 	}
 	return p.fetch(ctx, files, marker)
-}
-
-// giveUp words an error that is not a Failure yet.
-func (p *pull) giveUp(ctx context.Context, err error, what string) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if !retryable(err) {
-		return err
-	}
-	return exhausted(what, p.opts.Attempts, err)
 }
 
 func (p *pull) nothingFound(listed int) error {

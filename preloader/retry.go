@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -46,6 +47,55 @@ func sleep(ctx context.Context, d time.Duration) error {
 func retryable(err error) bool {
 	var f *Failure
 	return !errors.As(err, &f) && !errors.Is(err, errChanged)
+}
+
+// patient repeats listings and heads that meet passing trouble. Reading data
+// is repeated by byte reached, in stream.go.
+type patient struct {
+	source
+	attempts int
+	retries  *atomic.Int64
+}
+
+func (p patient) list(ctx context.Context, prefix string, siblings bool) ([]object, error) {
+	var found []object
+	err := p.repeat(ctx, "listing", func() error {
+		var err error
+		found, err = p.source.list(ctx, prefix, siblings)
+		return err
+	})
+	return found, err
+}
+
+func (p patient) head(ctx context.Context, key string) (object, error) {
+	var found object
+	err := p.repeat(ctx, "reading the head of an object", func() error {
+		var err error
+		found, err = p.source.head(ctx, key)
+		return err
+	})
+	return found, err
+}
+
+// repeat calls again until it works, cannot work, or the attempts are used up.
+func (p patient) repeat(ctx context.Context, what string, call func() error) error {
+	for n := 1; ; n++ {
+		err := call()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !retryable(err):
+			return err
+		case n >= p.attempts:
+			return exhausted(what, n, err)
+		}
+		p.retries.Add(1)
+		if err := sleep(ctx, delayBefore(n, err)); err != nil {
+			return err
+		}
+	}
 }
 
 // exhausted words the trouble that outlasted all retries.

@@ -117,8 +117,6 @@ func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
 		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", part.off, part.end()-1))
 	}
 	out, err := s.client.GetObject(ctx, in, s.atRegion, func(opt *s3.Options) {
-		// Trouble is counted and answered by byte reached, in stream.go.
-		opt.Retryer = aws.NopRetryer{}
 		if whole {
 			// The header alone, not the input field: that would wrap the body
 			// in the SDK's own slow check.

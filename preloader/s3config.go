@@ -9,11 +9,8 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
@@ -29,15 +26,6 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 		// Ranges have no checksum to validate, and the SDK's CRC64NVME is slow;
 		// the preloader checks whole files itself.
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
-		config.WithRetryer(func() aws.Retryer {
-			return retry.NewStandard(func(o *retry.StandardOptions) {
-				o.MaxAttempts = opts.Attempts
-				o.MaxBackoff = 5 * time.Second
-				// A shared token bucket would turn many small troubles into the
-				// end of the run.
-				o.RateLimiter = ratelimit.None
-			})
-		}),
 	}
 	// The SDK opens the file that this names even where checks are off, and
 	// words its own error about it.
@@ -78,6 +66,9 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 			o.UsePathStyle = !opts.VirtualHosted
 		}
 		o.UseAccelerate = opts.Accelerate
+		// Retries are ours, in retry.go: the SDK's give up on some statuses, and
+		// share a budget that many small troubles would use up.
+		o.Retryer = aws.NopRetryer{}
 		o.DisableLogOutputChecksumValidationSkipped = true
 	}), nil
 }

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+func TestTerminationMessageFitsAndEndsInJSON(t *testing.T) {
+	cases := map[string]struct {
+		failure *Failure
+		want    string
+	}{
+		"success": {nil, "Model ready: 2 files"},
+		"failure": {
+			&Failure{Code: 66, Reason: "NoModel", Cause: "no model", Advice: "Look closer.", Err: errors.New("404\n  NotFound")},
+			"no model: 404 NotFound. Look closer.",
+		},
+		"a failure that is far too long": {
+			&Failure{Code: 1, Reason: "Failed", Cause: strings.Repeat("ä", 5000), Advice: "Write less."}, "ä…",
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			report := &Report{Files: 2, Bytes: 3e9, Fetched: 1e9, Seconds: 2, Evidence: map[Evidence]int{EvidenceChecksum: 1, EvidenceSize: 1}}
+			got := terminationMessage(report, tc.failure)
+			if len(got) > 2048 || !utf8.ValidString(got) {
+				t.Errorf("%d bytes, valid UTF-8: %t", len(got), utf8.ValidString(got))
+			}
+			text, line, _ := strings.Cut(got, "\n")
+			if !strings.Contains(text, tc.want) {
+				t.Errorf("message %q does not say %q", text, tc.want)
+			}
+			var word lastWordRead
+			if err := json.Unmarshal([]byte(line), &word); err != nil {
+				t.Errorf("last line %q: %v", line, err)
+			}
+			if tc.failure != nil && word.Code != tc.failure.Code || word.Files != 2 {
+				t.Errorf("last line says %+v", word)
+			}
+		})
+	}
+}
+
+func TestTerminationMessageReplacesAnEarlierOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "last")
+	for _, text := range []string{strings.Repeat("a long failure ", 20), "Model ready"} {
+		if err := writeTermination(path, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if raw, err := os.ReadFile(path); err != nil || string(raw) != "Model ready" {
+		t.Errorf("the file holds %q (%v)", raw, err)
+	}
+}
+
+func TestReportNamesTheWeakestEvidence(t *testing.T) {
+	r := &Report{Evidence: map[Evidence]int{EvidenceChecksum: 9, EvidenceMD5: 1}}
+	if got := r.weakest(); got != EvidenceMD5 {
+		t.Errorf("weakest is %q, want %q", got, EvidenceMD5)
+	}
+}
