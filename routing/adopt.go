@@ -50,9 +50,13 @@ type boundDestination struct {
 // refused, because that controller would put the weights back.
 func Bind(vs *unstructured.Unstructured, route string, stable, canary Destination) (*Binding, error) {
 	if owner := metav1.GetControllerOf(vs); owner != nil {
-		return nil, refuse(v1alpha1.ReasonVirtualServiceControlled,
+		return nil, refuse(
+			v1alpha1.ReasonVirtualServiceControlled,
 			"VirtualService %q is kept by %s %q, which would undo every change; make a VirtualService of your own, or use mode Owned",
-			vs.GetName(), owner.Kind, owner.Name)
+			vs.GetName(),
+			owner.Kind,
+			owner.Name,
+		)
 	}
 	index, found, err := findRoute(vs, route)
 	if err != nil {
@@ -199,7 +203,9 @@ func (d boundDestination) guards(route string) []operation {
 	guards := []operation{{Op: "test", Path: d.path(route) + "/destination", Value: d.destination}}
 	if d.authority != nil {
 		guards = append(guards, operation{
-			Op: "test", Path: d.path(route) + strings.Join([]string{"", "headers", "request", "set", "Host"}, "/"), Value: d.authority,
+			Op:    "test",
+			Path:  d.path(route) + strings.Join([]string{"", "headers", "request", "set", "Host"}, "/"),
+			Value: d.authority,
 		})
 	}
 	return guards

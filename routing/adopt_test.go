@@ -14,7 +14,6 @@ import (
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/utils/ptr"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
@@ -24,13 +23,13 @@ var (
 	sideV2 = Destination{Host: "v2-predictor.ml.svc.cluster.local", Port: 80}
 )
 
-func everything(t testing.TB) *unstructured.Unstructured {
-	t.Helper()
+func everything(tb testing.TB) *unstructured.Unstructured {
+	tb.Helper()
 	raw, err := os.ReadFile("testdata/everything.yaml")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	return parse(t, string(raw))
+	return parse(tb, string(raw))
 }
 
 // TestAdoptKeepsEverythingElse is the promise of mode Adopt: of an object that uses every field, also such as nobody
@@ -146,7 +145,7 @@ func TestBindRefuses(t *testing.T) {
 	controlled := func(group, kind string) func(*unstructured.Unstructured) {
 		return func(vs *unstructured.Unstructured) {
 			vs.SetOwnerReferences([]metav1.OwnerReference{{
-				APIVersion: group, Kind: kind, Name: "x", UID: "u", Controller: ptr.To(true),
+				APIVersion: group, Kind: kind, Name: "x", UID: "u", Controller: new(true),
 			}})
 		}
 	}
@@ -163,21 +162,57 @@ func TestBindRefuses(t *testing.T) {
 			"{http: [{name: split, route: " + both + "}]}", controlled("networking.internal.knative.dev/v1alpha1", "Ingress"),
 			v1alpha1.ReasonVirtualServiceControlled,
 		},
-		"no route of the name":       {"{http: [{name: other, route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"an unnamed route only":      {"{http: [{route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"a TLS route of the name":    {"{tls: [{name: split, route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"a TCP route only":           {"{tcp: [{route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"no spec":                    {"{}", nil, v1alpha1.ReasonRouteNotFound},
-		"two routes of the name":     {"{http: [{name: split, route: " + both + "}, {name: split}]}", nil, v1alpha1.ReasonRouteAmbiguous},
-		"a redirect":                 {"{http: [{name: split, redirect: {uri: /x}}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"a mirror without a route":   {"{http: [{name: split, mirror: {host: v1-predictor}}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"stable missing":             {"{http: [{name: split, route: [{destination: {host: v2-predictor}}]}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"canary missing":             {"{http: [{name: split, route: [{destination: {host: v1-predictor}}]}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"a host of the same label":   {"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: v2-predictor.elsewhere.svc.cluster.local}}]}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"an empty host":              {"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: ''}}]}]}", nil, v1alpha1.ReasonRouteNotFound},
-		"stable twice":               {"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: v1-predictor, subset: b}}, {destination: {host: v2-predictor}}]}]}", nil, v1alpha1.ReasonRouteAmbiguous},
-		"a third one with a share":   {"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: v2-predictor}}, {destination: {host: third}, weight: 5}]}]}", nil, v1alpha1.ReasonRouteAmbiguous},
-		"a destination that is text": {"{http: [{name: split, route: [v1-predictor, v2-predictor]}]}", nil, v1alpha1.ReasonRouteNotFound},
+		"no route of the name":    {"{http: [{name: other, route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
+		"an unnamed route only":   {"{http: [{route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
+		"a TLS route of the name": {"{tls: [{name: split, route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
+		"a TCP route only":        {"{tcp: [{route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
+		"no spec":                 {"{}", nil, v1alpha1.ReasonRouteNotFound},
+		"two routes of the name": {
+			"{http: [{name: split, route: " + both + "}, {name: split}]}",
+			nil,
+			v1alpha1.ReasonRouteAmbiguous,
+		},
+		"a redirect": {"{http: [{name: split, redirect: {uri: /x}}]}", nil, v1alpha1.ReasonRouteNotFound},
+		"a mirror without a route": {
+			"{http: [{name: split, mirror: {host: v1-predictor}}]}",
+			nil,
+			v1alpha1.ReasonRouteNotFound,
+		},
+		"stable missing": {
+			"{http: [{name: split, route: [{destination: {host: v2-predictor}}]}]}",
+			nil,
+			v1alpha1.ReasonRouteNotFound,
+		},
+		"canary missing": {
+			"{http: [{name: split, route: [{destination: {host: v1-predictor}}]}]}",
+			nil,
+			v1alpha1.ReasonRouteNotFound,
+		},
+		"a host of the same label": {
+			"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: v2-predictor.elsewhere.svc.cluster.local}}]}]}",
+			nil,
+			v1alpha1.ReasonRouteNotFound,
+		},
+		"an empty host": {
+			"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: ''}}]}]}",
+			nil,
+			v1alpha1.ReasonRouteNotFound,
+		},
+		"stable twice": {
+			"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: v1-predictor, subset: b}}, {destination: {host: v2-predictor}}]}]}",
+			nil,
+			v1alpha1.ReasonRouteAmbiguous,
+		},
+		"a third one with a share": {
+			"{http: [{name: split, route: [{destination: {host: v1-predictor}}, {destination: {host: v2-predictor}}, {destination: {host: third}, weight: 5}]}]}",
+			nil,
+			v1alpha1.ReasonRouteAmbiguous,
+		},
+		"a destination that is text": {
+			"{http: [{name: split, route: [v1-predictor, v2-predictor]}]}",
+			nil,
+			v1alpha1.ReasonRouteNotFound,
+		},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -201,7 +236,11 @@ func FuzzAdopt(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(raw)
-	f.Add([]byte(`{"spec":{"http":[{"name":"split","route":[{"destination":{"host":"v1-predictor.ml.svc.cluster.local"}},{"weight":1e2,"destination":{"host":"v2-predictor.ml.svc.cluster.local"}}]}]}}`))
+	f.Add(
+		[]byte(
+			`{"spec":{"http":[{"name":"split","route":[{"destination":{"host":"v1-predictor.ml.svc.cluster.local"}},{"weight":1e2,"destination":{"host":"v2-predictor.ml.svc.cluster.local"}}]}]}}`,
+		),
+	)
 	f.Add([]byte(`{"spec":{"http":[null,{"name":"split","route":[null]}]},"metadata":{"ownerReferences":[{}]}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		vs := &unstructured.Unstructured{}
@@ -243,36 +282,41 @@ func jsonOf(value any) string {
 	return string(raw)
 }
 
-func canonical(t testing.TB, object map[string]any) string {
-	t.Helper()
+func canonical(tb testing.TB, object map[string]any) string {
+	tb.Helper()
 	raw, err := json.Marshal(object)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return string(raw)
 }
 
 // applied patches an object as the API server does.
-func applied(t testing.TB, vs *unstructured.Unstructured, binding *Binding, weights v1alpha1.WeightPair) *unstructured.Unstructured {
-	t.Helper()
+func applied(
+	tb testing.TB,
+	vs *unstructured.Unstructured,
+	binding *Binding,
+	weights v1alpha1.WeightPair,
+) *unstructured.Unstructured {
+	tb.Helper()
 	raw, err := binding.Patch(weights)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	after, err := tryPatch(t, vs, raw)
+	after, err := tryPatch(tb, vs, raw)
 	if err != nil {
-		t.Fatalf("applying %s: %v", raw, err)
+		tb.Fatalf("applying %s: %v", raw, err)
 	}
 	return after
 }
 
-func tryPatch(t testing.TB, vs *unstructured.Unstructured, raw []byte) (*unstructured.Unstructured, error) {
-	t.Helper()
+func tryPatch(tb testing.TB, vs *unstructured.Unstructured, raw []byte) (*unstructured.Unstructured, error) {
+	tb.Helper()
 	patch, err := jsonpatch.DecodePatch(raw)
 	if err != nil {
-		t.Fatalf("decoding %s: %v", raw, err)
+		tb.Fatalf("decoding %s: %v", raw, err)
 	}
-	document, err := patch.Apply([]byte(canonical(t, vs.Object)))
+	document, err := patch.Apply([]byte(canonical(tb, vs.Object)))
 	if err != nil {
 		return nil, err
 	}
@@ -282,16 +326,16 @@ func tryPatch(t testing.TB, vs *unstructured.Unstructured, raw []byte) (*unstruc
 		decode = func(raw []byte, _ any) error { return after.UnmarshalJSON(raw) }
 	}
 	if err := decode(document, &after.Object); err != nil {
-		t.Fatalf("decoding the patched object: %v", err)
+		tb.Fatalf("decoding the patched object: %v", err)
 	}
 	return after, nil
 }
 
-func decoded(t testing.TB, raw []byte) any {
-	t.Helper()
+func decoded(tb testing.TB, raw []byte) any {
+	tb.Helper()
 	var value any
 	if err := json.Unmarshal(raw, &value); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return value
 }

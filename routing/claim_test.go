@@ -10,7 +10,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/utils/ptr"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
@@ -52,7 +51,7 @@ func virtualService(namespace, name, host string, age time.Duration, owner strin
 	if owner != "" {
 		vs.SetOwnerReferences([]metav1.OwnerReference{{
 			APIVersion: v1alpha1.GroupVersion.String(), Kind: "CanaryRollout", Name: owner, UID: types.UID(owner),
-			Controller: ptr.To(true),
+			Controller: new(true),
 		}})
 	}
 	return *vs
@@ -92,7 +91,7 @@ func TestFindRival(t *testing.T) {
 			rollout: rollout("ml", "a", hour, hosts("x.example")),
 			others: []v1alpha1.CanaryRollout{func() v1alpha1.CanaryRollout {
 				r := rollout("ml", "b", 2*hour, hosts("x.example"))
-				r.DeletionTimestamp = ptr.To(metav1.NewTime(epoch))
+				r.DeletionTimestamp = new(metav1.NewTime(epoch))
 				return r
 			}()},
 		},
@@ -106,7 +105,14 @@ func TestFindRival(t *testing.T) {
 			rollout: rollout("ml", "young", hour, hosts("x.example")),
 			others:  []v1alpha1.CanaryRollout{rollout("ml", "old", 9*hour, hosts("x.example"))},
 			virtualServices: []unstructured.Unstructured{
-				virtualService("ml", "young", "x.example", hour, "ml/young"), virtualService("ml", "old", "x.example", 0, "ml/old"),
+				virtualService(
+					"ml",
+					"young",
+					"x.example",
+					hour,
+					"ml/young",
+				),
+				virtualService("ml", "old", "x.example", 0, "ml/old"),
 			},
 			want: &Rival{Kind: "CanaryRollout", Namespace: "ml", Name: "old", Routes: true},
 		},

@@ -98,15 +98,15 @@ func TestResolveHost(t *testing.T) {
 	}
 }
 
-func parse(t testing.TB, text string) *unstructured.Unstructured {
-	t.Helper()
+func parse(tb testing.TB, text string) *unstructured.Unstructured {
+	tb.Helper()
 	raw, err := yaml.YAMLToJSON([]byte(text))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	object := &unstructured.Unstructured{}
 	if err := object.UnmarshalJSON(raw); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return object
 }

@@ -63,7 +63,15 @@ func TestAdoptChangesTwoNumbers(t *testing.T) {
 	for what, text := range map[string]string{"shop": shop, "every field": string(full)} {
 		t.Run(what, func(t *testing.T) {
 			route := map[string]string{"shop": "predict", "every field": "split"}[what]
-			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(ofNamespace(text, w)), rollout(adopts("shop", route)), percent(35))
+			do(
+				t,
+				w,
+				inferenceService("v1", 1),
+				inferenceService("v2", 1),
+				createYAML(ofNamespace(text, w)),
+				rollout(adopts("shop", route)),
+				percent(35),
+			)
 			before := virtualService(t, w, "shop")
 			settle(t, w, r)
 			wantReady(t, w)
@@ -112,7 +120,15 @@ func withoutWeights(vs *unstructured.Unstructured) map[string]any {
 func TestAdoptRepairsDrift(t *testing.T) {
 	w := newWorld(t)
 	r := newReconciler(w.Client, w)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")), percent(35))
+	do(
+		t,
+		w,
+		inferenceService("v1", 1),
+		inferenceService("v2", 1),
+		applyYAML(shop),
+		rollout(adopts("shop", "predict")),
+		percent(35),
+	)
 	settle(t, w, r)
 	wantShop(t, w, "v1=65 v2=35 ")
 	do(t, w, applyYAML(shop)) // as a GitOps tool would
@@ -141,18 +157,40 @@ func TestAdoptStalls(t *testing.T) {
 			applyYAML(strings.ReplaceAll(shop, "name: rest", "name: predict")), v1alpha1.ReasonRouteAmbiguous, applyYAML(shop),
 		},
 		"no destination for the canary": {
-			applyYAML(strings.ReplaceAll(shop, "    - destination: {host: v2-predictor}\n", "")), v1alpha1.ReasonRouteNotFound, applyYAML(shop),
+			applyYAML(
+				strings.ReplaceAll(shop, "    - destination: {host: v2-predictor}\n", ""),
+			),
+			v1alpha1.ReasonRouteNotFound,
+			applyYAML(shop),
 		},
-		"kept by KServe": {ownedBy("serving.kserve.io/v1beta1", "InferenceService"), v1alpha1.ReasonVirtualServiceControlled, ownedBy("", "")},
+		"kept by KServe": {
+			ownedBy("serving.kserve.io/v1beta1", "InferenceService"),
+			v1alpha1.ReasonVirtualServiceControlled,
+			ownedBy("", ""),
+		},
 		"kept by Knative": {
-			ownedBy("networking.internal.knative.dev/v1alpha1", "Ingress"), v1alpha1.ReasonVirtualServiceControlled, ownedBy("", ""),
+			ownedBy(
+				"networking.internal.knative.dev/v1alpha1",
+				"Ingress",
+			),
+			v1alpha1.ReasonVirtualServiceControlled,
+			ownedBy("", ""),
 		},
 	}
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld(t)
 			r := newReconciler(w.Client, w)
-			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")), percent(50), tc.before)
+			do(
+				t,
+				w,
+				inferenceService("v1", 1),
+				inferenceService("v2", 1),
+				applyYAML(shop),
+				rollout(adopts("shop", "predict")),
+				percent(50),
+				tc.before,
+			)
 			before := virtualService(t, w, "shop")
 			settle(t, w, r)
 			wantStalled(t, w, name, tc.want)
@@ -186,7 +224,9 @@ func ownedBy(apiVersion, kind string) faults.Step {
 		controller := true
 		vs.SetOwnerReferences(nil)
 		if kind != "" {
-			vs.SetOwnerReferences([]metav1.OwnerReference{{APIVersion: apiVersion, Kind: kind, Name: "x", UID: "u", Controller: &controller}})
+			vs.SetOwnerReferences(
+				[]metav1.OwnerReference{{APIVersion: apiVersion, Kind: kind, Name: "x", UID: "u", Controller: &controller}},
+			)
 		}
 		return w.Client.Update(ctx, vs)
 	}
@@ -196,9 +236,21 @@ func ownedBy(apiVersion, kind string) faults.Step {
 // anew, and lands where it belongs.
 func TestAdoptWithStaleReads(t *testing.T) {
 	w := newWorld(t)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")), percent(25))
+	do(
+		t,
+		w,
+		inferenceService("v1", 1),
+		inferenceService("v2", 1),
+		applyYAML(shop),
+		rollout(adopts("shop", "predict")),
+		percent(25),
+	)
 	old := virtualService(t, w, "shop")
-	moved := strings.ReplaceAll(shop, "  http:\n", "  http:\n  - {name: new, match: [{uri: {prefix: /new}}], route: [{destination: {host: v1-predictor}, weight: 1}, {destination: {host: v2-predictor}, weight: 2}]}\n")
+	moved := strings.ReplaceAll(
+		shop,
+		"  http:\n",
+		"  http:\n  - {name: new, match: [{uri: {prefix: /new}}], route: [{destination: {host: v1-predictor}, weight: 1}, {destination: {host: v2-predictor}, weight: 2}]}\n",
+	)
 	do(t, w, applyYAML(moved))
 	patches := 0
 	stale := interceptor.NewClient(testcluster.New(t).Client, interceptor.Funcs{
@@ -231,12 +283,28 @@ func TestAdoptWithStaleReads(t *testing.T) {
 // TestAdoptOfARefusedWeight: a 422 that is no failed guard is the API server's own, and is told to the user.
 func TestAdoptOfARefusedWeight(t *testing.T) {
 	w := newWorld(t)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")), percent(25))
+	do(
+		t,
+		w,
+		inferenceService("v1", 1),
+		inferenceService("v2", 1),
+		applyYAML(shop),
+		rollout(adopts("shop", "predict")),
+		percent(25),
+	)
 	patches := 0
 	refusing := interceptor.NewClient(testcluster.New(t).Client, interceptor.Funcs{
 		Patch: func(context.Context, client.WithWatch, client.Object, client.Patch, ...client.PatchOption) error {
 			patches++
-			return apierrors.NewGenericServerResponse(422, "patch", schema.GroupResource{Group: "networking.istio.io", Resource: "virtualservices"}, "shop", "weights are out of fashion", 0, false)
+			return apierrors.NewGenericServerResponse(
+				422,
+				"patch",
+				schema.GroupResource{Group: "networking.istio.io", Resource: "virtualservices"},
+				"shop",
+				"weights are out of fashion",
+				0,
+				false,
+			)
 		},
 	})
 	key := client.ObjectKey{Namespace: w.Namespace, Name: name}

@@ -104,8 +104,13 @@ func (r *Reconciler) apply(ctx context.Context, rollout *v1alpha1.CanaryRollout,
 	if err != nil {
 		return err
 	}
-	for _, object := range append(p.prune, p.withdraw...) {
-		if err := r.applier.Delete(ctx, object); err != nil {
+	if p.pruneVirtualService {
+		if err := r.applier.Delete(ctx, seen.virtualService); err != nil {
+			return err
+		}
+	}
+	if p.pruneService {
+		if err := r.applier.Delete(ctx, seen.service); err != nil {
 			return err
 		}
 	}

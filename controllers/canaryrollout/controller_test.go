@@ -31,7 +31,8 @@ func TestWeightsFollowTheSpec(t *testing.T) {
 		wantReady(t, w)
 		got := get(t, w, name).Status
 		want := v1alpha1.WeightPair{Stable: 100 - int32(step.percent), Canary: int32(step.percent)}
-		if got.Weights.Desired == nil || *got.Weights.Desired != want || got.Weights.Applied == nil || *got.Weights.Applied != want {
+		if got.Weights.Desired == nil || *got.Weights.Desired != want || got.Weights.Applied == nil ||
+			*got.Weights.Applied != want {
 			t.Errorf("status.weights %+v, %+v; want %+v twice", got.Weights.Desired, got.Weights.Applied, want)
 		}
 		if host := name + "." + w.Namespace + ".svc.cluster.local"; got.Host != host {
@@ -137,12 +138,23 @@ func TestDeletedStableLeavesAllToTheCanary(t *testing.T) {
 func TestTransformerIsTheEntry(t *testing.T) {
 	w := newWorld(t)
 	r := newReconciler(w.Client, w)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), endpoints("v2-transformer", "v2", 1), rollout(nil), percent(40))
+	do(
+		t,
+		w,
+		inferenceService("v1", 1),
+		inferenceService("v2", 1),
+		endpoints("v2-transformer", "v2", 1),
+		rollout(nil),
+		percent(40),
+	)
 	var isvc kserve.InferenceService
 	if err := w.Client.Get(t.Context(), client.ObjectKey{Namespace: w.Namespace, Name: "v2"}, &isvc); err != nil {
 		t.Fatal(err)
 	}
-	patch := client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"transformer":{"containers":[{"name":"t","image":"t"}]}}}`))
+	patch := client.RawPatch(
+		"application/merge-patch+json",
+		[]byte(`{"spec":{"transformer":{"containers":[{"name":"t","image":"t"}]}}}`),
+	)
 	if err := w.Client.Patch(t.Context(), &isvc, patch); err != nil {
 		t.Fatal(err)
 	}

@@ -33,6 +33,7 @@ func virtualServiceList() *unstructured.UnstructuredList {
 }
 
 func TestFaultsOfAnOwnedRoute(t *testing.T) {
+	t.Parallel()
 	faults.Run(t, testcluster.New(t), faults.Scenario{
 		Name: name, Kinds: kinds, New: anew, Environment: collectGarbage, Check: splitIsWhole, Forget: addresses,
 		Steps: []faults.Step{
@@ -43,6 +44,7 @@ func TestFaultsOfAnOwnedRoute(t *testing.T) {
 }
 
 func TestFaultsOfAChangeOfMode(t *testing.T) {
+	t.Parallel()
 	faults.Run(t, testcluster.New(t), faults.Scenario{
 		Name: name, Kinds: kinds, New: anew, Environment: collectGarbage, Check: splitIsWhole, Forget: addresses,
 		Steps: []faults.Step{

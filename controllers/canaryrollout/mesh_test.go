@@ -25,7 +25,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
@@ -45,7 +44,10 @@ type meshServer struct {
 }
 
 // Check implements grpc_health_v1.HealthServer.
-func (s meshServer) Check(ctx context.Context, _ *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+func (s meshServer) Check(
+	ctx context.Context,
+	_ *grpc_health_v1.HealthCheckRequest,
+) (*grpc_health_v1.HealthCheckResponse, error) {
 	if err := grpc.SetHeader(ctx, metadata.Pairs(versionHeader, s.version)); err != nil {
 		return nil, err
 	}
@@ -99,9 +101,9 @@ func served(name string, at *net.TCPAddr) faults.Step {
 				discoveryv1.LabelServiceName: key.Name, kserve.LabelInferenceService: name, "component": "predictor",
 			}},
 			AddressType: discoveryv1.AddressTypeIPv4,
-			Ports:       []discoveryv1.EndpointPort{{Name: &service.Spec.Ports[0].Name, Port: ptr.To(int32(at.Port))}},
+			Ports:       []discoveryv1.EndpointPort{{Name: &service.Spec.Ports[0].Name, Port: new(int32(at.Port))}},
 			Endpoints: []discoveryv1.Endpoint{{
-				Addresses: []string{at.IP.String()}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+				Addresses: []string{at.IP.String()}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)},
 			}},
 		})
 	}
@@ -226,7 +228,13 @@ func startMesh(t *testing.T) (*testbed.Testbed, *testcluster.Cluster) {
 		t.Fatalf("finding KServe's module: %v", err)
 	}
 	crds := []string{
-		filepath.Join(testcluster.Root(), "config/crd/bases"), filepath.Join(strings.TrimSpace(string(out)), "config/crd/full"),
+		filepath.Join(
+			testcluster.Root(),
+			"config",
+			"crd",
+			"bases",
+		),
+		filepath.Join(strings.TrimSpace(string(out)), "config", "crd", "full"),
 	}
 	if err := bed.InstallCRDs(t.Context(), crds...); err != nil {
 		t.Fatal(err)

@@ -117,7 +117,7 @@ func countReady(slices []discoveryv1.EndpointSlice) int32 {
 	for _, one := range addresses {
 		most = max(most, len(one))
 	}
-	return int32(most) //nolint:gosec // far fewer endpoints than that.
+	return int32(most)
 }
 
 // rival finds out who has the better right to the route.

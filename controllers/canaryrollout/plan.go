@@ -11,7 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	corev1ac "k8s.io/client-go/applyconfigurations/core/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
@@ -62,10 +61,9 @@ type plan struct {
 	virtualService *unstructured.Unstructured
 	// binding is the route to edit in mode Adopt, nil for none.
 	binding *routing.Binding
-	// prune are objects that are no longer wanted, once the rest is in place.
-	prune []client.Object
-	// withdraw are objects of a stalled rollout that stand in the way of the one that has the route.
-	withdraw []client.Object
+	// pruneService and pruneVirtualService tell whether those of the rollout's own are no longer wanted, once the rest
+	// is in place.
+	pruneService, pruneVirtualService bool
 	// held says why the route is left as it is, and heldReason is the reason; both are empty if it is not.
 	held, heldReason string
 	// stalled says what the user must change, nil if nothing.
@@ -89,8 +87,8 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	} else {
 		p.host = routing.Hosts(rollout)[0]
 	}
-	if p.stalled = refusal(rollout, seen); p.stalled != nil {
-		p.withdraw = withdrawn(rollout, seen)
+	if p.stalled = refusal(seen); p.stalled != nil {
+		p.pruneVirtualService = withdrawn(rollout, seen)
 		return p
 	}
 	p.weights, p.outcome = routing.Split(rollout.Spec.CanaryPercent, seen.stable.ready, seen.canary.ready)
@@ -103,7 +101,7 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 }
 
 // refusal returns what keeps a rollout from having a route until the user acts, nil if nothing does.
-func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
+func refusal(seen observed) error {
 	if seen.rival != nil {
 		return status.Stalledf(v1alpha1.ReasonRouteConflict,
 			"%s %s/%s has this route already; change routing here or there, or delete one of the two",
@@ -111,21 +109,21 @@ func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
 	}
 	for _, one := range []side{seen.stable, seen.canary} {
 		if one.exists && !one.supported {
-			return status.Stalledf(v1alpha1.ReasonUnsupportedDeploymentMode,
+			return status.Stalledf(
+				v1alpha1.ReasonUnsupportedDeploymentMode,
 				"InferenceService %q is not in deployment mode Standard; make it so with the annotation serving.kserve.io/deploymentMode",
-				one.name)
+				one.name,
+			)
 		}
 	}
 	return nil
 }
 
-// withdrawn returns the VirtualService of a rollout that lost its host to one whose own routes it already: Istio takes
-// the older VirtualService, which may be the wrong one.
-func withdrawn(rollout *v1alpha1.CanaryRollout, seen observed) []client.Object {
-	if seen.rival == nil || !seen.rival.Routes || seen.rival.Kind != rolloutKind || !owns(rollout, seen.virtualService) {
-		return nil
-	}
-	return []client.Object{seen.virtualService}
+// withdrawn reports whether a rollout that lost its host to one whose own route is in place still has a VirtualService
+// for it: Istio takes the older VirtualService, which may be the wrong one.
+func withdrawn(rollout *v1alpha1.CanaryRollout, seen observed) bool {
+	rival := seen.rival
+	return rival != nil && rival.Routes && rival.Kind == rolloutKind && owns(rollout, seen.virtualService)
 }
 
 // own plans a VirtualService of the rollout's own and, if clients have no host of theirs, the Service that they call.
@@ -143,7 +141,7 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	}.VirtualService()
 	switch {
 	case len(rollout.Spec.Routing.Hosts) > 0:
-		p.prune = ownedOf(rollout, seen.service)
+		p.pruneService = owns(rollout, seen.service)
 	case seen.targetPort != nil:
 		p.service = frontService(rollout, seen.stable.entry, *seen.targetPort)
 	}
@@ -159,18 +157,25 @@ func (p *plan) adopt(rollout *v1alpha1.CanaryRollout, seen observed) {
 	}
 	binding, err := routing.Bind(seen.adopted, ref.Route,
 		destination(rollout, seen.stable), destination(rollout, seen.canary))
-	var refused *routing.RefusedError
 	switch {
 	case err == nil:
 		p.binding = binding
-		p.prune = ownedOf(rollout, seen.virtualService, seen.service)
+		p.pruneVirtualService, p.pruneService = owns(rollout, seen.virtualService), owns(rollout, seen.service)
 	case !seen.stable.exists:
 		p.hold(seen.stable)
 	case !seen.canary.exists:
 		p.hold(seen.canary)
-	case errors.As(err, &refused):
-		p.stalled = status.Stalledf(refused.Reason, "%s", refused.Message)
+	default:
+		p.stalled = refused(err)
 	}
+}
+
+// refused turns a refusal of the routing package into one that is told to the user.
+func refused(err error) error {
+	if refusal, ok := errors.AsType[*routing.RefusedError](err); ok {
+		return status.Stalledf(refusal.Reason, "%s", refusal.Message)
+	}
+	return err
 }
 
 // destination returns where a side is reached.
@@ -181,31 +186,11 @@ func destination(rollout *v1alpha1.CanaryRollout, one side) routing.Destination 
 }
 
 // owns reports whether an object exists and was made for this rollout.
-func owns[T interface {
-	comparable
-	client.Object
-}](rollout *v1alpha1.CanaryRollout, object T,
-) bool {
-	var none T
-	return object != none && metav1.IsControlledBy(object, rollout)
-}
-
-// ownedOf returns the objects among those given that exist and were made for this rollout.
-func ownedOf(rollout *v1alpha1.CanaryRollout, objects ...client.Object) []client.Object {
-	var owned []client.Object
-	for _, object := range objects {
-		switch object := object.(type) {
-		case *unstructured.Unstructured:
-			if owns(rollout, object) {
-				owned = append(owned, object)
-			}
-		case *corev1.Service:
-			if owns(rollout, object) {
-				owned = append(owned, object)
-			}
-		}
-	}
-	return owned
+func owns[T any, P interface {
+	*T
+	metav1.Object
+}](rollout *v1alpha1.CanaryRollout, object P) bool {
+	return object != nil && metav1.IsControlledBy(object, rollout)
 }
 
 func hostOf(vs *unstructured.Unstructured) string {

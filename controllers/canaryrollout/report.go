@@ -24,7 +24,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 		// The API server keeps whole seconds; anything finer would differ at every look.
 		s.Weights.LastAppliedTime = &metav1.Time{Time: now.Truncate(time.Second)}
 	}
-	if len(p.withdraw) > 0 {
+	if p.stalled != nil && p.pruneVirtualService {
 		s.Weights.Applied, s.Weights.LastAppliedTime = nil, nil
 	}
 	stalled := status.StalledCondition(err)

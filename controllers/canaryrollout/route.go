@@ -16,7 +16,6 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/apply"
-	"serverless.xyz/outrigger/controllers/internal/status"
 	"serverless.xyz/outrigger/routing"
 )
 
@@ -43,7 +42,12 @@ func (r *Reconciler) applyRoute(
 		v1alpha1.LabelManagedBy: v1alpha1.ManagedBy, v1alpha1.LabelInstance: rollout.Name,
 	})
 	want.SetOwnerReferences([]metav1.OwnerReference{*metav1.NewControllerRef(rollout, rolloutGVK)})
-	err := r.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(want), client.FieldOwner(fieldManager), client.ForceOwnership)
+	err := r.client.Apply(
+		ctx,
+		client.ApplyConfigurationFromUnstructured(want),
+		client.FieldOwner(fieldManager),
+		client.ForceOwnership,
+	)
 	if err != nil {
 		return false, fmt.Errorf("applying VirtualService %q: %w", want.GetName(), err)
 	}
@@ -112,9 +116,5 @@ func (r *Reconciler) rebind(
 		return nil, nil, fmt.Errorf("reading VirtualService %q past the cache: %w", ref.Name, err)
 	}
 	binding, err := routing.Bind(vs, ref.Route, destination(rollout, seen.stable), destination(rollout, seen.canary))
-	var refused *routing.RefusedError
-	if errors.As(err, &refused) {
-		return nil, nil, status.Stalledf(refused.Reason, "%s", refused.Message)
-	}
-	return vs, binding, err
+	return vs, binding, refused(err)
 }

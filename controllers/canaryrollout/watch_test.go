@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -36,10 +35,13 @@ const within = 30 * time.Second
 func startManager(t *testing.T, w *faults.World, restConfig *rest.Config) context.CancelFunc {
 	t.Helper()
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
-		Scheme:     w.Client.Scheme(),
-		Cache:      cache.Options{DefaultNamespaces: map[string]cache.Config{w.Namespace: {}}, DefaultTransform: cache.TransformStripManagedFields()},
+		Scheme: w.Client.Scheme(),
+		Cache: cache.Options{
+			DefaultNamespaces: map[string]cache.Config{w.Namespace: {}},
+			DefaultTransform:  cache.TransformStripManagedFields(),
+		},
 		Client:     client.Options{Cache: &client.CacheOptions{Unstructured: true}},
-		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
+		Controller: config.Controller{SkipNameValidation: new(true)},
 		Metrics:    server.Options{BindAddress: "0"},
 	})
 	if err != nil {
@@ -136,7 +138,10 @@ func TestEveryChangeIsHeardOf(t *testing.T) {
 	do(t, w, inferenceService("v2", 1))
 	await("v1=40 v2=60 ")
 
-	drift := client.RawPatch("application/json-patch+json", []byte(`[{"op":"replace","path":"/spec/http/0/route/1/weight","value":1}]`))
+	drift := client.RawPatch(
+		"application/json-patch+json",
+		[]byte(`[{"op":"replace","path":"/spec/http/0/route/1/weight","value":1}]`),
+	)
 	if err := w.Client.Patch(t.Context(), virtualService(t, w, name), drift); err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +175,15 @@ func TestAdoptedChangesAreHeardOf(t *testing.T) {
 func TestLoserTakesOverWhenTheWinnerGoes(t *testing.T) {
 	w := newWorld(t)
 	startManager(t, w, testcluster.New(t).Config)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")), percent(35))
+	do(
+		t,
+		w,
+		inferenceService("v1", 1),
+		inferenceService("v2", 1),
+		applyYAML(shop),
+		rollout(adopts("shop", "predict")),
+		percent(35),
+	)
 	awaitWeights(t, w, "shop", "predict", "v1=65 v2=35 ")
 	do(t, w, rollout(func(second *v1alpha1.CanaryRollout) {
 		adopts("shop", "predict")(second)

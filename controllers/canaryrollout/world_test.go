@@ -5,6 +5,7 @@ package canaryrollout_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/yaml"
@@ -70,17 +70,22 @@ func endpoints(service, inferenceService string, ready int) faults.Step {
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: w.Namespace, Name: service,
 				Labels: map[string]string{
-					discoveryv1.LabelServiceName: service, kserve.LabelInferenceService: inferenceService, "component": "predictor",
+					discoveryv1.LabelServiceName: service,
+					kserve.LabelInferenceService: inferenceService,
+					"component":                  "predictor",
 				},
 			},
 			AddressType: discoveryv1.AddressTypeIPv4,
 			Endpoints: []discoveryv1.Endpoint{{
-				Addresses: []string{"10.0.0.250"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(false)},
+				Addresses: []string{"10.0.0.250"}, Conditions: discoveryv1.EndpointConditions{Ready: new(false)},
 			}},
 		}
 		for i := range ready {
 			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-				Addresses: []string{fmt.Sprintf("10.0.0.%d", i+1)}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+				Addresses: []string{
+					fmt.Sprintf("10.0.0.%d", i+1),
+				},
+				Conditions: discoveryv1.EndpointConditions{Ready: new(true)},
 			})
 		}
 		err := w.Client.Create(ctx, slice)
@@ -159,7 +164,12 @@ func applyYAML(text string) faults.Step {
 			return err
 		}
 		object.SetNamespace(w.Namespace)
-		return w.Client.Apply(ctx, client.ApplyConfigurationFromUnstructured(object), client.FieldOwner("user"), client.ForceOwnership)
+		return w.Client.Apply(
+			ctx,
+			client.ApplyConfigurationFromUnstructured(object),
+			client.FieldOwner("user"),
+			client.ForceOwnership,
+		)
 	}
 }
 
@@ -218,7 +228,7 @@ func weights(t *testing.T, vs *unstructured.Unstructured, route string) string {
 		return "no VirtualService"
 	}
 	list, _, _ := unstructured.NestedSlice(vs.Object, "spec", "http")
-	text := ""
+	var text strings.Builder
 	for _, one := range list {
 		if one.(map[string]any)["name"] != route {
 			continue
@@ -226,10 +236,10 @@ func weights(t *testing.T, vs *unstructured.Unstructured, route string) string {
 		for _, destination := range one.(map[string]any)["route"].([]any) {
 			host, _, _ := unstructured.NestedString(destination.(map[string]any), "destination", "host")
 			weight, _, _ := unstructured.NestedInt64(destination.(map[string]any), "weight")
-			text += fmt.Sprintf("%.2s=%d ", host, weight)
+			_, _ = fmt.Fprintf(&text, "%.2s=%d ", host, weight)
 		}
 	}
-	return text
+	return text.String()
 }
 
 func wantWeights(t *testing.T, w *faults.World, want string) {
