@@ -5,6 +5,7 @@ package preloader
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -175,39 +176,35 @@ func setEnd(pat []rune, i int) int {
 
 // compileSet follows Python's translation step by step, because its treatment
 // of hyphens cannot be told in fewer words: pieces are cut at hyphens that may
-// form a range, and a range whose ends are in the wrong order is dropped.
+// form a range, a range whose ends are in the wrong order is dropped, and only
+// then does a `!` in the first place negate what is left.
 func compileSet(set []rune) patternItem {
+	chunks := mendRanges(cutAtHyphens(set))
 	var item patternItem
-	start := 0
-	if len(set) > 0 && set[0] == '!' {
+	if len(chunks) > 0 && len(chunks[0]) > 0 && chunks[0][0] == '!' {
 		item.negate = true
-		start = 1
+		chunks[0] = chunks[0][1:]
+		item.any = len(chunks) == 1 && len(chunks[0]) == 0
 	}
-	if !item.negate || len(set) > 1 {
-		item.ranges = setRanges(set, start)
-	} else {
-		item.any = true
-	}
+	item.ranges = joinChunks(chunks)
 	return item
 }
 
-// setRanges reads the members of a set from start on. Python looks for the
+// cutAtHyphens cuts a set where a hyphen may form a range. Python looks for the
 // first hyphen only after the first member, and for each next one two members
 // further on.
-func setRanges(set []rune, start int) [][2]rune {
+func cutAtHyphens(set []rune) [][]rune {
 	var chunks [][]rune
-	from, k := start, start+1
+	from, k := 0, 1
+	if len(set) > 0 && set[0] == '!' {
+		k = 2
+	}
 	for k < len(set) {
-		hyphen := -1
-		for j := k; j < len(set); j++ {
-			if set[j] == '-' {
-				hyphen = j
-				break
-			}
-		}
+		hyphen := slices.Index(set[k:], '-')
 		if hyphen < 0 {
 			break
 		}
+		hyphen += k
 		chunks = append(chunks, set[from:hyphen:hyphen])
 		from, k = hyphen+1, hyphen+3
 	}
@@ -216,6 +213,11 @@ func setRanges(set []rune, start int) [][2]rune {
 	} else if len(chunks) > 0 {
 		chunks[len(chunks)-1] = append(chunks[len(chunks)-1], '-')
 	}
+	return chunks
+}
+
+// mendRanges drops ranges whose ends are in the wrong order.
+func mendRanges(chunks [][]rune) [][]rune {
 	for i := len(chunks) - 1; i > 0; i-- {
 		left, right := chunks[i-1], chunks[i]
 		if left[len(left)-1] > right[0] {
@@ -223,7 +225,7 @@ func setRanges(set []rune, start int) [][2]rune {
 			chunks = append(chunks[:i], chunks[i+1:]...)
 		}
 	}
-	return joinChunks(chunks)
+	return chunks
 }
 
 // joinChunks turns pieces into ranges: the last of one and the first of the
