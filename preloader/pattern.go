@@ -184,7 +184,15 @@ func compileSet(set []rune) patternItem {
 	if len(chunks) > 0 && len(chunks[0]) > 0 && chunks[0][0] == '!' {
 		item.negate = true
 		chunks[0] = chunks[0][1:]
-		item.any = len(chunks) == 1 && len(chunks[0]) == 0
+		switch {
+		case len(chunks[0]) > 0:
+		case len(chunks) == 1:
+			item.any = true
+		default:
+			// The hyphen has lost its left end and stands for itself.
+			chunks[1] = append([]rune{'-'}, chunks[1]...)
+			chunks = chunks[1:]
+		}
 	}
 	item.ranges = joinChunks(chunks)
 	return item
