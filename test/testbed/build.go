@@ -18,6 +18,9 @@ import (
 	"time"
 )
 
+// modulesDir has a module for each program built from elsewhere, which pins its version.
+const modulesDir = "test/testbed/modules"
+
 // builder turns modules into programs in the cache, once a version.
 type builder struct {
 	root     string // The repository.
@@ -100,7 +103,7 @@ func (b *builder) look(programs []program, sets []manifestSet) (*installed, bool
 		missing = missing || !exists(path)
 	}
 	for _, s := range sets {
-		key, err := b.key([]string{filepath.Join("test/testbed/modules", s.module)}, strings.Join(s.files, " "))
+		key, err := b.key([]string{filepath.Join(modulesDir, s.module)}, strings.Join(s.files, " "))
 		if err != nil {
 			return nil, false, err
 		}
@@ -115,7 +118,7 @@ func (b *builder) look(programs []program, sets []manifestSet) (*installed, bool
 func (b *builder) target(p program) (string, error) {
 	inputs, name := p.inputs, p.name
 	if p.module != "" {
-		inputs, name = []string{filepath.Join("test/testbed/modules", p.module)}, p.module
+		inputs, name = []string{filepath.Join(modulesDir, p.module)}, p.module
 	}
 	key, err := b.key(inputs, p.tags, fmt.Sprint(p.stamp, p.cgo))
 	if err != nil {
@@ -153,7 +156,7 @@ func (b *builder) build(ctx context.Context, p program, target string) error {
 	}
 	dir, version := b.root, ""
 	if p.module != "" {
-		dir = filepath.Join(b.root, "test/testbed/modules", p.module)
+		dir = filepath.Join(b.root, modulesDir, p.module)
 		var err error
 		if version, err = pinnedVersion(filepath.Join(dir, "go.mod"), p.from); err != nil {
 			return err
@@ -206,7 +209,7 @@ func (b *builder) copyManifests(ctx context.Context, s manifestSet, target strin
 	if exists(target) {
 		return nil
 	}
-	dir := filepath.Join(b.root, "test/testbed/modules", s.module)
+	dir := filepath.Join(b.root, modulesDir, s.module)
 	download := exec.CommandContext(ctx, "go", "mod", "download", s.from)
 	download.Dir = dir
 	if out, err := download.CombinedOutput(); err != nil {

@@ -103,7 +103,9 @@ func TestKServeMakesADeploymentOfAnInferenceService(t *testing.T) {
 	}
 	// The controller manager makes pods of it, and KServe's own webhook adds the storage initializer to them.
 	until(t, time.Minute, "the predictor's pod", func(ctx context.Context) error {
-		pods, err := client.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: "app=isvc.torch-mnist-predictor"})
+		pods, err := client.CoreV1().
+			Pods("default").
+			List(ctx, metav1.ListOptions{LabelSelector: "app=isvc.torch-mnist-predictor"})
 		if err != nil {
 			return err
 		}
@@ -121,7 +123,11 @@ func TestKServeMakesADeploymentOfAnInferenceService(t *testing.T) {
 func TestKServesWebhookRefusesABadInferenceService(t *testing.T) {
 	tb := testbed.Shared(t, testbed.Control)
 	bad := strings.Replace(torchMNIST, "name: torch-mnist", "name: Bad_Name.", 1)
-	if err := tb.Apply(t.Context(), bad); !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) && !apierrors.IsBadRequest(err) {
+	if err := tb.Apply(
+		t.Context(),
+		bad,
+	); !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) &&
+		!apierrors.IsBadRequest(err) {
 		t.Errorf("error %v, want a refusal", err)
 	}
 }

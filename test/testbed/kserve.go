@@ -33,7 +33,7 @@ func (t *Testbed) startKServe(ctx context.Context) error {
 	}
 	// The manager takes its certificates from a fixed folder below the one for temporary files.
 	temp := t.path("tmp/kserve")
-	certs := filepath.Join(temp, "k8s-webhook-server/serving-certs")
+	certs := filepath.Join(temp, "k8s-webhook-server", "serving-certs")
 	if err := os.MkdirAll(certs, 0o700); err != nil {
 		return fmt.Errorf("making the folder of KServe's certificates: %w", err)
 	}
@@ -66,7 +66,7 @@ func (t *Testbed) startKServe(ctx context.Context) error {
 // applyKServeConfig applies KServe's namespace and configuration, both as KServe ships it but for the deployment mode.
 func (t *Testbed) applyKServeConfig(ctx context.Context) error {
 	files := t.bin.manifests[kserveManifests.name]
-	config, err := readObjects(filepath.Join(files, "config/configmap/inferenceservice.yaml"))
+	config, err := readObjects(files + "/config/configmap/inferenceservice.yaml")
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (t *Testbed) applyKServeConfig(ctx context.Context) error {
 			}
 		}
 	}
-	storage, err := readObjects(filepath.Join(files, "config/storagecontainers/default.yaml"))
+	storage, err := readObjects(files + "/config/storagecontainers/default.yaml")
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (t *Testbed) applyKServeConfig(ctx context.Context) error {
 
 // applyKServeWebhooks applies KServe's webhooks with an address in place of a Service.
 func (t *Testbed) applyKServeWebhooks(ctx context.Context) error {
-	objects, err := readObjects(filepath.Join(t.bin.manifests[kserveManifests.name], "config/webhook/manifests.yaml"))
+	objects, err := readObjects(t.bin.manifests[kserveManifests.name] + "/config/webhook/manifests.yaml")
 	if err != nil {
 		return err
 	}

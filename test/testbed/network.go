@@ -14,9 +14,8 @@ func (in *instance) network() network { return network{slot: in.slot} }
 func (n network) hostIP() string { return fmt.Sprintf("198.19.%d.1", n.slot) }
 func (n network) nodeIP() string { return fmt.Sprintf("198.19.%d.2", n.slot) }
 
-// pods is the range of pod addresses, podGateway the node's own address in it.
-func (n network) pods() string       { return fmt.Sprintf("198.18.%d.0/24", n.slot) }
-func (n network) podGateway() string { return fmt.Sprintf("198.18.%d.1", n.slot) }
+// pods is the range of pod addresses.
+func (n network) pods() string { return fmt.Sprintf("198.18.%d.0/24", n.slot) }
 
 // services is the range of Services' cluster addresses.
 func (n network) services() string { return fmt.Sprintf("198.19.%d.0/24", 128+n.slot) }

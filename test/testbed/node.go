@@ -4,6 +4,7 @@ package testbed
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +13,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -37,7 +37,7 @@ var debianPackages = map[string]string{
 }
 
 // canRunPods says what this machine lacks for a node.
-func canRunPods(ctx context.Context) error {
+func canRunPods() error {
 	if os.Geteuid() != 0 {
 		return errors.New("pods need root, as size node has them; sizes api and control (and `make test`) do not")
 	}
@@ -295,19 +295,9 @@ func (t *Testbed) advertise(ctx context.Context) error {
 	if len(t.options.ExtendedResources) == 0 {
 		return nil
 	}
-	amounts := corev1.ResourceList{}
-	for name, amount := range t.options.ExtendedResources {
-		quantity, err := resource.ParseQuantity(amount)
-		if err != nil {
-			return fmt.Errorf("extended resource %s: %w", name, err)
-		}
-		amounts[corev1.ResourceName(name)] = quantity
-	}
-	patch, err := yaml.Marshal(map[string]any{"status": map[string]any{"capacity": amounts, "allocatable": amounts}})
+	amounts := t.options.ExtendedResources
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"capacity": amounts, "allocatable": amounts}})
 	if err != nil {
-		return fmt.Errorf("encoding extended resources: %w", err)
-	}
-	if patch, err = yaml.YAMLToJSON(patch); err != nil {
 		return fmt.Errorf("encoding extended resources: %w", err)
 	}
 	client, err := kubernetes.NewForConfig(t.config)

@@ -235,8 +235,8 @@ func TestChangedConfigMapReachesThePod(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The image has no program to print a file; the kubelet's copy of the volume is the same file.
-	file := filepath.Join(tb.State().Folder, "var-lib/kubelet/pods", string(pod.UID),
-		"volumes/kubernetes.io~configmap/config/word")
+	file := filepath.Join(tb.State().Folder, "var-lib", "kubelet", "pods", string(pod.UID),
+		"volumes", "kubernetes.io~configmap", "config", "word")
 	began := time.Now()
 	until(t, 30*time.Second, "the new word", func(context.Context) error {
 		word, err := os.ReadFile(file)
@@ -293,8 +293,10 @@ func traces(t *testing.T, folder string) []string {
 	t.Helper()
 	id := filepath.Base(folder)
 	slot, _, _ := strings.Cut(id, "-")
-	patterns := []string{"/sys/fs/cgroup/outrigger-testbed-" + id, "/sys/fs/cgroup/*/outrigger-testbed-" + id,
-		"/sys/class/net/outrigger" + slot}
+	patterns := []string{
+		"/sys/fs/cgroup/outrigger-testbed-" + id, "/sys/fs/cgroup/*/outrigger-testbed-" + id,
+		"/sys/class/net/outrigger" + slot,
+	}
 	var found []string
 	for _, pattern := range patterns {
 		matches, err := filepath.Glob(pattern)

@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // Size says how much of a cluster a testbed is. A larger size has every part of the smaller ones.
@@ -119,10 +121,19 @@ func (o Options) parts() ([]Part, error) {
 	if o.Size == Node {
 		parts = append(parts, Pods)
 	}
+	return parts, o.checkResources()
+}
+
+func (o Options) checkResources() error {
 	if len(o.ExtendedResources) > 0 && o.Size != Node {
-		return nil, fmt.Errorf("extended resources need size node, not %s", o.Size)
+		return fmt.Errorf("extended resources need size node, not %s", o.Size)
 	}
-	return parts, nil
+	for name, amount := range o.ExtendedResources {
+		if _, err := resource.ParseQuantity(amount); err != nil {
+			return fmt.Errorf("extended resource %s: %q is no amount: %w", name, amount, err)
+		}
+	}
+	return nil
 }
 
 func joinParts(parts []Part) string {

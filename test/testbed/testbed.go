@@ -31,6 +31,7 @@ type Testbed struct {
 	discovery discovery.DiscoveryInterface
 	dynamic   dynamic.Interface
 	mapper    *restmapper.DeferredDiscoveryRESTMapper
+	sayMu     sync.Mutex
 	stateMu   sync.Mutex
 	state     State        // Its addresses appear as parts start.
 	runs      atomic.Int64 // Numbers the programs that run to their end.
@@ -45,7 +46,7 @@ func Start(ctx context.Context, options Options) (*Testbed, error) {
 		return nil, err
 	}
 	if options.Size == Node {
-		if err := canRunPods(ctx); err != nil {
+		if err := canRunPods(); err != nil {
 			return nil, err
 		}
 	}
@@ -109,6 +110,8 @@ func (t *Testbed) saveState() error { return t.save(t.State()) }
 
 func (t *Testbed) say(format string, args ...any) {
 	after := time.Since(t.began).Seconds()
+	t.sayMu.Lock()
+	defer t.sayMu.Unlock()
 	_, _ = fmt.Fprintf(t.options.Progress, "testbed: %5.1f s  "+format+"\n", append([]any{after}, args...)...)
 }
 

@@ -253,26 +253,3 @@ func TestDetachedTestbedLivesUntilDown(t *testing.T) {
 	}
 	awaitGone(t, tb.State().Folder)
 }
-
-func TestStartRefusesImpossibleOptions(t *testing.T) {
-	for name, tc := range map[string]struct {
-		options testbed.Options
-		want    string
-	}{
-		"pods added to a small size": {
-			testbed.Options{With: []testbed.Part{testbed.Pods}}, `part "pods" cannot be added`,
-		},
-		"unknown part left out": {
-			testbed.Options{Without: []testbed.Part{"x"}}, `part "x" cannot be left out`,
-		},
-		"extended resources without a node": {
-			testbed.Options{ExtendedResources: map[string]string{"nvidia.com/gpu": "1"}}, "need size node",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if _, err := testbed.Start(t.Context(), tc.options); err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("error %v, want %q in it", err, tc.want)
-			}
-		})
-	}
-}

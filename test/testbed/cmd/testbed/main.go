@@ -38,16 +38,22 @@ const usage = `usage: testbed COMMAND [flags]
 var errUsage = errors.New("wrong usage")
 
 func main() {
+	os.Exit(exitCode())
+}
+
+func exitCode() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case errors.Is(err, errUsage):
 		fmt.Fprint(os.Stderr, usage)
-		os.Exit(2)
+		return 2
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "testbed:", err)
-		os.Exit(1)
+		return 1
+	default:
+		return 0
 	}
 }
 
@@ -182,11 +188,18 @@ func env(_ context.Context, args []string, stdout, _ io.Writer) error {
 // printEnv prints lines for a shell; the S3 ones are those that AWS' tools read.
 func printEnv(w io.Writer, s testbed.State) {
 	for _, line := range [][2]string{
-		{"KUBECONFIG", s.Kubeconfig}, {"KUBECTL", s.Kubectl}, {"TESTBED_ID", s.ID}, {"TESTBED_LOGS", s.Logs},
-		{"TESTBED_HOST_IP", s.HostIP}, {"TESTBED_NODE_IP", s.NodeIP},
-		{"AWS_ENDPOINT_URL", s.S3Endpoint}, {"AWS_ACCESS_KEY_ID", s.S3AccessKey},
-		{"AWS_SECRET_ACCESS_KEY", s.S3SecretKey}, {"AWS_REGION", s.S3Region},
-		{"TESTBED_XDS", s.XDSAddress}, {"TESTBED_PROMETHEUS", s.PrometheusURL},
+		{"KUBECONFIG", s.Kubeconfig},
+		{"KUBECTL", s.Kubectl},
+		{"TESTBED_ID", s.ID},
+		{"TESTBED_LOGS", s.Logs},
+		{"TESTBED_HOST_IP", s.HostIP},
+		{"TESTBED_NODE_IP", s.NodeIP},
+		{"AWS_ENDPOINT_URL", s.S3Endpoint},
+		{"AWS_ACCESS_KEY_ID", s.S3AccessKey},
+		{"AWS_SECRET_ACCESS_KEY", s.S3SecretKey},
+		{"AWS_REGION", s.S3Region},
+		{"TESTBED_XDS", s.XDSAddress},
+		{"TESTBED_PROMETHEUS", s.PrometheusURL},
 	} {
 		if line[1] != "" {
 			_, _ = fmt.Fprintf(w, "export %s='%s'\n", line[0], strings.ReplaceAll(line[1], "'", `'\''`))

@@ -75,7 +75,7 @@ func remove(dir string) error {
 func killMarked(id string) {
 	mark := []byte(markVariable + "=" + id)
 	for _, pid := range processes() {
-		env, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
+		env, err := os.ReadFile(procFile(pid, "environ"))
 		if err == nil && pid != os.Getpid() && slices.ContainsFunc(bytes.Split(env, []byte{0}), func(e []byte) bool {
 			return bytes.Equal(e, mark)
 		}) {
@@ -83,6 +83,8 @@ func killMarked(id string) {
 		}
 	}
 }
+
+func procFile(pid int, name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
 
 func processes() []int {
 	entries, err := os.ReadDir("/proc")
@@ -102,7 +104,7 @@ func processes() []int {
 func children() []int {
 	var pids []int
 	for _, pid := range processes() {
-		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+		stat, err := os.ReadFile(procFile(pid, "stat"))
 		if err != nil {
 			continue
 		}

@@ -85,7 +85,19 @@ func (k *Keeper) Stop() error {
 	case <-time.After(30 * time.Second):
 		return fmt.Errorf("the keeper of %s did not end within 30 s; run: testbed clean", k.dir)
 	}
-	return Clean(k.dir)
+	return cleanSoon(k.dir)
+}
+
+// cleanSoon is Clean for a folder whose keeper has ended; somebody else may be at it for a moment.
+func cleanSoon(dir string) error {
+	var err error
+	for range 500 {
+		if err = Clean(dir); !errors.Is(err, ErrAlive) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
 }
 
 // Detach lets the keeper outlive its owner. [Terminate] ends it then.
@@ -127,7 +139,7 @@ func Terminate(ctx context.Context, dir string) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	return Clean(dir)
+	return cleanSoon(dir)
 }
 
 func readPid(dir, name string) (int, error) {
