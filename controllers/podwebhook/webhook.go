@@ -8,7 +8,6 @@ package podwebhook
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,8 +51,9 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 		return admission.Allowed("").WithWarnings("outrigger: policies cannot be read; the pod gets no sidecars")
 	}
 	plan, problems := sidecar.Resolve(subject, policies.Items)
-	sidecar.Inject(&pod, plan, h.images)
-	mutated, err := json.Marshal(&pod)
+	equipped := pod.DeepCopy()
+	problems = append(problems, sidecar.Inject(equipped, plan, h.images)...)
+	mutated, err := overlay(request.Object.Raw, &pod, equipped)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sidecar
+
+import (
+	"fmt"
+	"net"
+	"path"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+)
+
+const (
+	// featureCachePort is where the feature cache listens, on the loopback address of the pod only.
+	featureCachePort int32 = 11211
+	// featureCacheProbePort serves the feature cache's metrics and probes.
+	featureCacheProbePort int32 = 9151
+	// featureCacheUser is the user of the feature cache's image.
+	featureCacheUser int64 = 65532
+	ringVolume             = "outrigger-ring"
+	ringDir                = "/etc/outrigger/ring"
+)
+
+// noRoomForFeatureCache tells why a pod cannot have the feature cache, or "".
+func noRoomForFeatureCache(pod *corev1.Pod) string {
+	if pod.Spec.HostNetwork {
+		return fmt.Sprintf("the pod uses its node's network, where the ports %d and %d of a feature cache may be taken; "+
+			"it gets none", featureCachePort, featureCacheProbePort)
+	}
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		if c.Name == v1alpha1.ContainerFeatureCache {
+			if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == ringVolume }) {
+				return fmt.Sprintf("the pod has a container %q of its own; rename it, or it gets no feature cache", c.Name)
+			}
+			continue
+		}
+		for _, port := range c.Ports {
+			if port.ContainerPort == featureCachePort || port.ContainerPort == featureCacheProbePort {
+				return fmt.Sprintf("container %s listens on port %d, which the feature cache needs; it gets none",
+					c.Name, port.ContainerPort)
+			}
+		}
+	}
+	return ""
+}
+
+// injectFeatureCache adds the feature cache as a native sidecar, so that it is up before the model and goes after it,
+// and tells the model where it listens.
+func injectFeatureCache(pod *corev1.Pod, cache FeatureCache, image string) {
+	sidecar := featureCacheContainer(pod, image)
+	if at := slices.IndexFunc(pod.Spec.InitContainers, named(sidecar.Name)); at >= 0 {
+		// Admission fills in defaults and others may have added mounts; only what tells our plans apart is renewed.
+		pod.Spec.InitContainers[at].Image = sidecar.Image
+	} else {
+		pod.Spec.InitContainers = append(pod.Spec.InitContainers, sidecar)
+	}
+	volume := ringConfigVolume(cache.Memcached)
+	if at := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == ringVolume }); at >= 0 {
+		pod.Spec.Volumes[at] = keepDefaults(pod.Spec.Volumes[at], volume)
+	} else {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, volume)
+	}
+	for i := range pod.Spec.Containers {
+		c := &pod.Spec.Containers[i]
+		switch c.Name {
+		case kserve.ContainerPredictor, kserve.ContainerTransformer, kserve.ContainerWorker:
+			setEnv(c, v1alpha1.EnvFeatureCacheAddr, net.JoinHostPort("127.0.0.1", portText(featureCachePort)))
+		}
+	}
+}
+
+func featureCacheContainer(pod *corev1.Pod, image string) corev1.Container {
+	always := corev1.ContainerRestartPolicyAlways
+	var user *int64
+	if s := pod.Spec.SecurityContext; s != nil && s.RunAsUser != nil && *s.RunAsUser == 0 {
+		// A pod that runs as root would have the kubelet refuse this container, which must not.
+		user = ptr.To(featureCacheUser)
+	}
+	return corev1.Container{
+		Name:            v1alpha1.ContainerFeatureCache,
+		Image:           image,
+		ImagePullPolicy: pullPolicy(image),
+		RestartPolicy:   &always,
+		// The image is the manager's, too.
+		Command: []string{"/featurecache"},
+		Args: []string{
+			"--listen=127.0.0.1:" + portText(featureCachePort),
+			"--ring-file=" + path.Join(ringDir, v1alpha1.RingConfigMapKey),
+			"--metrics-address=:" + portText(featureCacheProbePort),
+		},
+		Ports: []corev1.ContainerPort{{
+			Name: "cache-metrics", ContainerPort: featureCacheProbePort, Protocol: corev1.ProtocolTCP,
+		}},
+		StartupProbe: &corev1.Probe{
+			ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+				Path: "/healthz", Port: intstr.FromInt32(featureCacheProbePort),
+			}},
+			PeriodSeconds:    1,
+			FailureThreshold: 30,
+		},
+		Resources: corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{
+				corev1.ResourceCPU:    resource.MustParse("10m"),
+				corev1.ResourceMemory: resource.MustParse("32Mi"),
+			},
+			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("128Mi")},
+		},
+		SecurityContext: &corev1.SecurityContext{
+			AllowPrivilegeEscalation: ptr.To(false),
+			ReadOnlyRootFilesystem:   ptr.To(true),
+			RunAsNonRoot:             ptr.To(true),
+			RunAsUser:                user,
+			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		VolumeMounts: []corev1.VolumeMount{{Name: ringVolume, MountPath: ringDir, ReadOnly: true}},
+	}
+}
+
+// ringConfigVolume mounts the ring. It is optional, so that a pod starts, with a cache that always misses, also before
+// its Memcached exists.
+func ringConfigVolume(memcached string) corev1.Volume {
+	return corev1.Volume{Name: ringVolume, VolumeSource: corev1.VolumeSource{
+		ConfigMap: &corev1.ConfigMapVolumeSource{
+			LocalObjectReference: corev1.LocalObjectReference{Name: v1alpha1.RingConfigMapName(memcached)},
+			Optional:             ptr.To(true),
+		},
+	}}
+}
+
+// keepDefaults returns want with the file mode that admission filled in.
+func keepDefaults(live, want corev1.Volume) corev1.Volume {
+	if live.ConfigMap != nil {
+		want.ConfigMap.DefaultMode = live.ConfigMap.DefaultMode
+	}
+	return want
+}
+
+func portText(port int32) string { return strconv.Itoa(int(port)) }

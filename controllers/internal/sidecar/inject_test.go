@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sidecar_test
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
+)
+
+var (
+	images = sidecar.Images{Preloader: "registry.example/preloader:1", FeatureCache: "registry.example/outrigger:1"}
+	both   = sidecar.Plan{
+		Preload:      &sidecar.Preload{Verify: v1alpha1.VerifyRequire},
+		FeatureCache: &sidecar.FeatureCache{Memcached: "features"},
+	}
+)
+
+const kserveImage = "kserve/storage-initializer:v0.20.0"
+
+// modelPod is a predictor's pod as the Deployment's template has it.
+func modelPod() *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			GenerateName: "m-predictor-",
+			Labels:       map[string]string{"serving.kserve.io/inferenceservice": "m", "component": "predictor"},
+			Annotations:  map[string]string{"user": "own"},
+		},
+		Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: "prepare", Image: "busybox"}},
+			Containers: []corev1.Container{
+				{Name: "kserve-container", Image: "server", Env: []corev1.EnvVar{{Name: "A", Value: "1"}}},
+				{Name: "helper", Image: "helper"},
+			},
+			Volumes: []corev1.Volume{{Name: "own"}},
+		},
+	}
+}
+
+// afterKServe does to a pod what KServe's webhook does.
+func afterKServe(pod *corev1.Pod, args ...string) *corev1.Pod {
+	const name = "storage-initializer"
+	if slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name }) {
+		return pod
+	}
+	const volume = "kserve-provision-location"
+	pod.Spec.InitContainers = append(pod.Spec.InitContainers, corev1.Container{
+		Name: name, Image: kserveImage, Args: args, ImagePullPolicy: corev1.PullAlways,
+		Env:                      []corev1.EnvVar{{Name: "AWS_ACCESS_KEY_ID", Value: "k"}},
+		VolumeMounts:             []corev1.VolumeMount{{Name: volume, MountPath: "/mnt/models"}},
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+	})
+	pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{
+		Name: volume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+	})
+	pod.Spec.Containers[0].VolumeMounts = append(pod.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{
+		Name: volume, MountPath: "/mnt/models", ReadOnly: true,
+	})
+	return pod
+}
+
+func container(t *testing.T, pod *corev1.Pod, name string) *corev1.Container {
+	t.Helper()
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	t.Fatalf("the pod has no container %s", name)
+	return nil
+}
+
+func env(c *corev1.Container, name string) string {
+	for _, e := range c.Env {
+		if e.Name == name {
+			return e.Value
+		}
+	}
+	return ""
+}
+
+func TestInjectPreload(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args       []string
+		image      string
+		wantImage  string
+		wantPolicy corev1.PullPolicy
+	}{
+		"one s3 source":               {args: []string{"s3://b/m", "/mnt/models"}, wantImage: images.Preloader, wantPolicy: corev1.PullIfNotPresent},
+		"many s3 sources":             {args: []string{"s3://b/m", "/mnt/a", "s3://b/n", "/mnt/b"}, wantImage: images.Preloader, wantPolicy: corev1.PullIfNotPresent},
+		"the policy's image":          {args: []string{"s3://b/m", "/mnt/models"}, image: "own/p@sha256:00", wantImage: "own/p@sha256:00", wantPolicy: corev1.PullIfNotPresent},
+		"an image without a tag":      {args: []string{"s3://b/m", "/mnt/models"}, image: "host:5000/p", wantImage: "host:5000/p", wantPolicy: corev1.PullAlways},
+		"an image tagged latest":      {args: []string{"s3://b/m", "/mnt/models"}, image: "p:latest", wantImage: "p:latest", wantPolicy: corev1.PullAlways},
+		"Hugging Face stays KServe's": {args: []string{"hf://org/m", "/mnt/models"}, wantImage: kserveImage, wantPolicy: corev1.PullAlways},
+		"one of many is not s3":       {args: []string{"s3://b/m", "/mnt/a", "gs://b/n", "/mnt/b"}, wantImage: kserveImage, wantPolicy: corev1.PullAlways},
+		"arguments of another shape":  {args: []string{"s3://b/m"}, wantImage: kserveImage, wantPolicy: corev1.PullAlways},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := afterKServe(modelPod(), tc.args...)
+			before := container(t, pod, "storage-initializer").DeepCopy()
+			problems := sidecar.Inject(pod, sidecar.Plan{
+				Preload: &sidecar.Preload{Image: tc.image, Verify: v1alpha1.VerifyRequire},
+			}, images)
+			if problems != nil {
+				t.Errorf("problems %v", problems)
+			}
+			got := container(t, pod, "storage-initializer")
+			if got.Image != tc.wantImage || got.ImagePullPolicy != tc.wantPolicy {
+				t.Errorf("image %s, policy %s; want %s, %s", got.Image, got.ImagePullPolicy, tc.wantImage, tc.wantPolicy)
+			}
+			wantVerify := "require"
+			if tc.wantImage == kserveImage {
+				wantVerify = ""
+			}
+			if v := env(got, "PRELOADER_VERIFY"); v != wantVerify {
+				t.Errorf("PRELOADER_VERIFY %q, want %q", v, wantVerify)
+			}
+			got.Image, got.ImagePullPolicy = before.Image, before.ImagePullPolicy
+			got.Env = slices.DeleteFunc(got.Env, func(e corev1.EnvVar) bool { return strings.HasPrefix(e.Name, "PRELOADER_") })
+			if diff := cmp.Diff(before, got); diff != "" {
+				t.Errorf("more of the container was changed (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestInjectKeepsWhatTheUserHasSet(t *testing.T) {
+	pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
+	container(t, pod, "storage-initializer").Env = []corev1.EnvVar{{Name: "PRELOADER_VERIFY", Value: "off"}}
+	container(t, pod, "kserve-container").Env = []corev1.EnvVar{{Name: "FEATURE_CACHE_ADDR", Value: "elsewhere:1"}}
+	sidecar.Inject(pod, both, images)
+	if got := env(container(t, pod, "storage-initializer"), "PRELOADER_VERIFY"); got != "off" {
+		t.Errorf("PRELOADER_VERIFY %q, want off", got)
+	}
+	if got := env(container(t, pod, "kserve-container"), "FEATURE_CACHE_ADDR"); got != "elsewhere:1" {
+		t.Errorf("FEATURE_CACHE_ADDR %q, want elsewhere:1", got)
+	}
+}
+
+// TestInjectChangesNothingElse removes from an equipped pod what was added, and wants the pod that was there before.
+func TestInjectChangesNothingElse(t *testing.T) {
+	pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
+	before := pod.DeepCopy()
+	sidecar.Inject(pod, both, images)
+	if got := pod.Annotations[v1alpha1.AnnotationInjected]; got != both.Hash() {
+		t.Errorf("injected %q, want %q", got, both.Hash())
+	}
+	delete(pod.Annotations, v1alpha1.AnnotationInjected)
+	initializer := container(t, pod, "storage-initializer")
+	initializer.Image, initializer.ImagePullPolicy = kserveImage, corev1.PullAlways
+	initializer.Env = slices.DeleteFunc(initializer.Env, func(e corev1.EnvVar) bool { return e.Name == "PRELOADER_VERIFY" })
+	model := container(t, pod, "kserve-container")
+	if got := env(model, "FEATURE_CACHE_ADDR"); got != "127.0.0.1:11211" {
+		t.Errorf("FEATURE_CACHE_ADDR %q", got)
+	}
+	model.Env = slices.DeleteFunc(model.Env, func(e corev1.EnvVar) bool { return e.Name == "FEATURE_CACHE_ADDR" })
+	pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == v1alpha1.ContainerFeatureCache
+	})
+	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == "outrigger-ring" })
+	want, _ := json.Marshal(before)
+	got, _ := json.Marshal(pod)
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("the rest of the pod differs (-before +after):\n%s", diff)
+	}
+}
+
+// TestInjectInAnyOrder calls both webhooks in both orders, as often as an API server may, with the defaults that it
+// fills in between.
+func TestInjectInAnyOrder(t *testing.T) {
+	ours := func(pod *corev1.Pod) {
+		sidecar.Inject(pod, both, images)
+		for i := range pod.Spec.Volumes {
+			if cm := pod.Spec.Volumes[i].ConfigMap; cm != nil && cm.DefaultMode == nil {
+				cm.DefaultMode = ptr.To[int32](0o644)
+			}
+		}
+		for i := range pod.Spec.InitContainers {
+			pod.Spec.InitContainers[i].TerminationMessagePath = "/dev/termination-log"
+		}
+	}
+	theirs := func(pod *corev1.Pod) { afterKServe(pod, "s3://b/m", "/mnt/models") }
+	for name, order := range map[string][]func(*corev1.Pod){
+		"theirs, ours":         {theirs, ours},
+		"ours, theirs, ours":   {ours, theirs, ours},
+		"theirs, ours, theirs": {theirs, ours, theirs},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := modelPod()
+			for _, call := range order {
+				call(pod)
+			}
+			if got := container(t, pod, "storage-initializer").Image; got != images.Preloader {
+				t.Errorf("image %s of the storage-initializer", got)
+			}
+			if c := container(t, pod, v1alpha1.ContainerFeatureCache); ptr.Deref(c.RestartPolicy, "") != corev1.ContainerRestartPolicyAlways {
+				t.Errorf("the feature cache is no native sidecar: %v", c.RestartPolicy)
+			}
+			settled := pod.DeepCopy()
+			for _, call := range []func(*corev1.Pod){ours, theirs, ours} {
+				call(pod)
+			}
+			if diff := cmp.Diff(settled, pod); diff != "" {
+				t.Errorf("calling again changed the pod (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestInjectNeverKeepsAPodFromStarting(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change      func(*corev1.Pod)
+		wantProblem string
+	}{
+		"a container of the feature cache's name": {
+			change:      func(p *corev1.Pod) { p.Spec.Containers[1].Name = v1alpha1.ContainerFeatureCache },
+			wantProblem: `a container "feature-cache" of its own`,
+		},
+		"an init container of the feature cache's name": {
+			change:      func(p *corev1.Pod) { p.Spec.InitContainers[0].Name = v1alpha1.ContainerFeatureCache },
+			wantProblem: `a container "feature-cache" of its own`,
+		},
+		"a memcached of the pod's own": {
+			change: func(p *corev1.Pod) {
+				p.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 11211}}
+			},
+			wantProblem: "container helper listens on port 11211",
+		},
+		"the node's network": {
+			change:      func(p *corev1.Pod) { p.Spec.HostNetwork = true },
+			wantProblem: "the pod uses its node's network",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := modelPod()
+			tc.change(pod)
+			before := pod.DeepCopy()
+			problems := sidecar.Inject(pod, both, images)
+			if len(problems) != 1 || !strings.Contains(problems[0], tc.wantProblem) {
+				t.Errorf("problems %q, want one with %q", problems, tc.wantProblem)
+			}
+			if diff := cmp.Diff(before.Spec, pod.Spec); diff != "" {
+				t.Errorf("the pod was changed (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestFeatureCacheRunsInAPodOfRoot(t *testing.T) {
+	pod := modelPod()
+	sidecar.Inject(pod, both, images)
+	if user := container(t, pod, v1alpha1.ContainerFeatureCache).SecurityContext.RunAsUser; user != nil {
+		t.Errorf("user %d, want that of the image or of the pod", *user)
+	}
+	pod = modelPod()
+	pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr.To[int64](0)}
+	sidecar.Inject(pod, both, images)
+	if user := container(t, pod, v1alpha1.ContainerFeatureCache).SecurityContext.RunAsUser; ptr.Deref(user, 0) == 0 {
+		t.Error("the kubelet refuses a container that must not run as root, in a pod that says root")
+	}
+}
+
+func TestInjectOfNothing(t *testing.T) {
+	pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
+	before := pod.DeepCopy()
+	sidecar.Inject(pod, sidecar.Plan{}, images)
+	if diff := cmp.Diff(before, pod); diff != "" {
+		t.Errorf("the pod was changed (-before +after):\n%s", diff)
+	}
+}

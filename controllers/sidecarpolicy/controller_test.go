@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sidecarpolicy_test
+
+import (
+	"context"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/faults"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
+	"serverless.xyz/outrigger/controllers/internal/testcluster"
+	"serverless.xyz/outrigger/controllers/sidecarpolicy"
+)
+
+const name = "default"
+
+var (
+	kinds = []client.ObjectList{
+		&v1alpha1.SidecarPolicyList{}, &v1alpha1.MemcachedList{}, &kserve.InferenceServiceList{}, &corev1.PodList{},
+	}
+	preloadAuto = sidecar.Plan{Preload: &sidecar.Preload{Verify: v1alpha1.VerifyAuto}}
+)
+
+func TestFaults(t *testing.T) {
+	faults.Run(t, testcluster.New(t), faults.Scenario{
+		Name:  name,
+		Kinds: kinds,
+		New:   func(c client.Client, _ *faults.World) reconcile.Reconciler { return newReconciler(c) },
+		Steps: []faults.Step{
+			all(create(cachePolicy()), create(inferenceService("a", nil)), create(modelPod("a-1", "a", ""))),
+			all(create(&v1alpha1.Memcached{ObjectMeta: metav1.ObjectMeta{Name: "features"}}), create(inferenceService("b", nil)),
+				create(modelPod("b-1", "b", cachePlan().Hash()))),
+			remove(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "a-1"}}),
+		},
+	})
+}
+
+func TestStatusCountsWhatThePodsCarry(t *testing.T) {
+	w := newWorld(t)
+	other := modelPod("c-1", "c", "")
+	other.Labels["component"] = "explainer"
+	do(t, w,
+		create(preloadPolicy()),
+		create(inferenceService("a", nil)),
+		create(modelPod("a-1", "a", preloadAuto.Hash())), create(modelPod("a-2", "a", preloadAuto.Hash())),
+		create(inferenceService("b", nil)),
+		create(modelPod("b-1", "b", "0123")), create(modelPod("b-2", "b", "")),
+		create(inferenceService("c", nil)), create(other),
+		create(inferenceService("out", map[string]string{v1alpha1.AnnotationSidecarPolicy: "none"})),
+		create(modelPod("out-1", "out", "")),
+	)
+	reconcileOnce(t, w)
+	wantCounts(t, w, 3, 2, 2)
+	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+}
+
+func TestStatusFollowsAnotherPolicyThatDecides(t *testing.T) {
+	w := newWorld(t)
+	high := preloadPolicy()
+	high.Name, high.Spec.Priority, high.Spec.Preload.Verify = "high", 900, v1alpha1.VerifyRequire
+	do(t, w, create(preloadPolicy()), create(inferenceService("a", nil)), create(modelPod("a-1", "a", preloadAuto.Hash())))
+	reconcileOnce(t, w)
+	wantCounts(t, w, 1, 1, 0)
+	do(t, w, create(high))
+	reconcileOnce(t, w)
+	wantCounts(t, w, 1, 0, 1)
+}
+
+func TestMissingMemcachedStallsUntilItIsThere(t *testing.T) {
+	w := newWorld(t)
+	do(t, w, create(cachePolicy()))
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonMemcachedNotFound)
+	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonMemcachedNotFound)
+	do(t, w, create(&v1alpha1.Memcached{ObjectMeta: metav1.ObjectMeta{Name: "features"}}))
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionFalse, v1alpha1.ReasonNotStalled)
+	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+}
+
+func TestSelectorThatCannotBeReadStalls(t *testing.T) {
+	w := newWorld(t)
+	p := preloadPolicy()
+	p.Spec.Selector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Near"}}
+	do(t, w, create(p), create(inferenceService("a", nil)), create(modelPod("a-1", "a", "")))
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonRefused)
+	wantCounts(t, w, 0, 0, 0)
+}
+
+func newWorld(t *testing.T) *faults.World {
+	t.Helper()
+	return faults.NewWorld(t, testcluster.New(t))
+}
+
+func newReconciler(c client.Client) reconcile.Reconciler {
+	return reconcile.AsReconciler(c, sidecarpolicy.New(c, record.NewFakeRecorder(1000)))
+}
+
+func preloadPolicy() *v1alpha1.SidecarPolicy {
+	return &v1alpha1.SidecarPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       v1alpha1.SidecarPolicySpec{Preload: &v1alpha1.Preload{Verify: v1alpha1.VerifyAuto}},
+	}
+}
+
+func cachePolicy() *v1alpha1.SidecarPolicy {
+	return &v1alpha1.SidecarPolicy{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: v1alpha1.SidecarPolicySpec{
+			FeatureCache: &v1alpha1.FeatureCache{MemcachedRef: v1alpha1.LocalObjectReference{Name: "features"}},
+		},
+	}
+}
+
+func cachePlan() sidecar.Plan {
+	return sidecar.Plan{FeatureCache: &sidecar.FeatureCache{Memcached: "features"}}
+}
+
+func inferenceService(name string, annotations map[string]string) *kserve.InferenceService {
+	return &kserve.InferenceService{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: annotations}}
+}
+
+// modelPod is a pod of an InferenceService's predictor that was equipped with the plan of a hash, or with none.
+func modelPod(name, service, hash string) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:        name,
+			Labels:      map[string]string{kserve.LabelInferenceService: service, "component": "predictor"},
+			Annotations: map[string]string{},
+		},
+		Spec: corev1.PodSpec{
+			Containers:                    []corev1.Container{{Name: kserve.ContainerPredictor, Image: "server"}},
+			TerminationGracePeriodSeconds: ptr.To[int64](0),
+		},
+	}
+	if hash != "" {
+		p.Annotations[v1alpha1.AnnotationInjected] = hash
+	}
+	return p
+}
+
+func create(o client.Object) faults.Step {
+	return func(ctx context.Context, w *faults.World) error {
+		fresh := o.DeepCopyObject().(client.Object)
+		fresh.SetNamespace(w.Namespace)
+		return w.Client.Create(ctx, fresh)
+	}
+}
+
+func remove(o client.Object) faults.Step {
+	return func(ctx context.Context, w *faults.World) error {
+		old := o.DeepCopyObject().(client.Object)
+		old.SetNamespace(w.Namespace)
+		return client.IgnoreNotFound(w.Client.Delete(ctx, old, client.GracePeriodSeconds(0)))
+	}
+}
+
+func all(steps ...faults.Step) faults.Step {
+	return func(ctx context.Context, w *faults.World) error {
+		for _, step := range steps {
+			if err := step(ctx, w); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func do(t *testing.T, w *faults.World, steps ...faults.Step) {
+	t.Helper()
+	if err := all(steps...)(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reconcileOnce(t *testing.T, w *faults.World) {
+	t.Helper()
+	key := client.ObjectKey{Namespace: w.Namespace, Name: name}
+	if _, err := newReconciler(w.Client).Reconcile(t.Context(), reconcile.Request{NamespacedName: key}); err != nil {
+		t.Fatalf("reconciling: %v", err)
+	}
+}
+
+func get(t *testing.T, w *faults.World) *v1alpha1.SidecarPolicy {
+	t.Helper()
+	var p v1alpha1.SidecarPolicy
+	if err := w.Client.Get(t.Context(), client.ObjectKey{Namespace: w.Namespace, Name: name}, &p); err != nil {
+		t.Fatal(err)
+	}
+	return &p
+}
+
+func wantCounts(t *testing.T, w *faults.World, matched, injected, outdated int32) {
+	t.Helper()
+	s := get(t, w).Status
+	if s.Matched != matched || s.Injected != injected || s.Outdated != outdated {
+		t.Errorf("matched %d, injected %d, outdated %d; want %d, %d, %d",
+			s.Matched, s.Injected, s.Outdated, matched, injected, outdated)
+	}
+}
+
+func wantCondition(t *testing.T, w *faults.World, kind string, status metav1.ConditionStatus, reason string) {
+	t.Helper()
+	p := get(t, w)
+	c := meta.FindStatusCondition(p.Status.Conditions, kind)
+	if c == nil {
+		t.Fatalf("no condition %s", kind)
+	}
+	if c.Status != status || c.Reason != reason || c.ObservedGeneration != p.Generation {
+		t.Errorf("condition %s is %s, %s (%s) of generation %d; want %s, %s of %d",
+			kind, c.Status, c.Reason, c.Message, c.ObservedGeneration, status, reason, p.Generation)
+	}
+}
