@@ -56,7 +56,7 @@ var callPool = sync.Pool{New: func() any { return &call{done: make(chan struct{}
 
 // newCall returns an empty call whose memory counts against the budget.
 func newCall(cmd command, b *budget) *call {
-	c := callPool.Get().(*call) //nolint:errcheck,forcetypeassert // The pool holds nothing else.
+	c := callPool.Get().(*call) // The pool holds nothing else.
 	c.cmd, c.budget = cmd, b
 	return c
 }

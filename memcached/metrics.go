@@ -88,7 +88,7 @@ func (p *Proxy) Collect(metrics chan<- prometheus.Metric) {
 		}
 		gauge(upDesc, up, s.Name)
 		for reason, n := range failed {
-			counter(failuresDesc, n, s.Name, failure(reason).String()) //nolint:gosec // It indexes an array of failures.
+			counter(failuresDesc, n, s.Name, failure(reason).String())
 		}
 	}
 	p.figures.latency.Collect(metrics)
@@ -130,7 +130,7 @@ func (p *Proxy) statsText() string {
 		text = append(text, lineEnd...)
 	}
 	text = append(text, "STAT version "+protocolVersion+p.versionSuffix()+"\r\n"...)
-	add("uptime", uint64(time.Since(p.started)/time.Second))
+	add("uptime", uint64(time.Since(p.started).Seconds()))
 	add("curr_connections", uint64(p.Connections())) //nolint:gosec // It is never negative.
 	add("total_connections", p.figures.accepted.Load())
 	add("rejected_connections", p.figures.refused.Load())

@@ -123,7 +123,8 @@ func (p *peer) submit(c *call, now time.Time) (*link, *serverError) {
 	if down || l == nil {
 		return nil, errDown
 	}
-	return l, l.enqueue(c, now)
+	err := l.enqueue(c, now)
+	return l, err
 }
 
 // current returns the link, a new one when there is none.

@@ -5,6 +5,7 @@ package memcached
 import (
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -36,7 +37,7 @@ func TestProxyAnswersAsOneServerWould(t *testing.T) {
 		"pipelined":                 strings.Repeat("set p 0 0 1\r\n1\r\nget p q\r\nincr p 1\r\n", 200),
 		"empty value":               "set e 0 0 0\r\n\r\nget e\r\n",
 		"value with line ends":      "set e 0 0 8\r\na\r\nEND\r\n\r\nget e\r\n",
-		"value of 1 MB":             "set big 0 0 " + fmt.Sprint(len(big)) + "\r\n" + big + "\r\nget big\r\n",
+		"value of 1 MB":             "set big 0 0 " + strconv.Itoa(len(big)) + "\r\n" + big + "\r\nget big\r\n",
 		"key of control characters": "set \x01\x7f\t 0 0 1\r\nx\r\nget \x01\x7f\t\r\n",
 		"longest key":               "set " + long + " 0 0 1\r\nx\r\nget " + long + "\r\n",
 		"add":                       "add n 0 0 1\r\n1\r\nadd n 0 0 1\r\n2\r\nget n\r\n",
@@ -59,8 +60,11 @@ func TestProxyAnswersAsOneServerWould(t *testing.T) {
 		"bare line feeds":  "set l 0 0 1\n1\r\nget l\n",
 		"spaces":           "  get   a  b \r\nset  sp  0  0  1 \r\nx\r\nget sp\r\n",
 		// Of two refused gets in one packet, 1.6.18 answers only the first.
-		"key too long":            "get a " + long + "k b\r\ndelete " + long + "k\r\nincr " + long + "k 1\r\ntouch " + long + "k 1\r\n",
-		"too large":               "set z 0 0 1\r\n1\r\nset z 0 0 1048577\r\n" + big + strings.Repeat("x", 1048577-len(big)) + "\r\nget z\r\n",
+		"key too long": "get a " + long + "k b\r\ndelete " + long + "k\r\nincr " + long + "k 1\r\ntouch " + long + "k 1\r\n",
+		"too large": "set z 0 0 1\r\n1\r\nset z 0 0 1048577\r\n" + big + strings.Repeat(
+			"x",
+			1048577-len(big),
+		) + "\r\nget z\r\n",
 		"word behind the options": "set w 0 0 1 junk\r\n1\r\ntouch w 1 junk\r\n",
 	}
 	for name, script := range tests {

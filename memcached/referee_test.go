@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -101,7 +102,8 @@ func TestPymemcacheThroughTheProxy(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			_, addr := startProxy(t, startClient(t, tc.document, ClientOptions{}), ProxyOptions{})
-			output, err := exec.CommandContext(t.Context(), python, "testdata/pymemcache_client.py", addr, tc.mode).CombinedOutput()
+			output, err := exec.CommandContext(t.Context(), python, "testdata/pymemcache_client.py", addr, tc.mode).
+				CombinedOutput()
 			if err != nil {
 				t.Errorf("%v: %s", err, output)
 			}
@@ -145,7 +147,7 @@ func TestNutcrackerPutsKeysInTheSamePlaces(t *testing.T) {
 			want := map[string]string{}
 			for i := range 2000 {
 				key := fmt.Sprintf("feat:{user:%d}:<age:%d>:%d", i/2, i/3, i)
-				want[key] = fmt.Sprint(i)
+				want[key] = strconv.Itoa(i)
 				if err := mc.Set(&memcache.Item{Key: key, Value: []byte(want[key])}); err != nil {
 					t.Fatal(err)
 				}

@@ -52,14 +52,18 @@ func TestRequestParse(t *testing.T) {
 		"delete with a time":         {line: "delete a 10", wantErr: errBadDelete, wantSize: -1},
 		"touch":                      {line: "touch a 10 noreply", wantLine: "touch a 10", wantSize: -1, wantNoreply: true},
 		"touch without a time":       {line: "touch a", wantErr: errUnknownCommand, wantSize: -1},
-		"incr":                       {line: "incr a 18446744073709551615", wantLine: "incr a 18446744073709551615", wantSize: -1},
-		"incr by too much":           {line: "incr a 18446744073709551616", wantErr: errBadDelta, wantSize: -1},
-		"decr by less than nothing":  {line: "decr a -1", wantErr: errBadDelta, wantSize: -1},
-		"meta set":                   {line: "ms a 5 T0", wantErr: errUnknownCommand, wantSize: 5},
-		"meta get":                   {line: "mg a v", wantErr: errUnknownCommand, wantSize: -1},
-		"upper case":                 {line: "GET a", wantErr: errUnknownCommand, wantSize: -1},
-		"our own word":               {line: "unknown", wantErr: errUnknownCommand, wantSize: -1},
-		"nothing":                    {line: "", wantErr: errUnknownCommand, wantSize: -1},
+		"incr": {
+			line:     "incr a 18446744073709551615",
+			wantLine: "incr a 18446744073709551615",
+			wantSize: -1,
+		},
+		"incr by too much":          {line: "incr a 18446744073709551616", wantErr: errBadDelta, wantSize: -1},
+		"decr by less than nothing": {line: "decr a -1", wantErr: errBadDelta, wantSize: -1},
+		"meta set":                  {line: "ms a 5 T0", wantErr: errUnknownCommand, wantSize: 5},
+		"meta get":                  {line: "mg a v", wantErr: errUnknownCommand, wantSize: -1},
+		"upper case":                {line: "GET a", wantErr: errUnknownCommand, wantSize: -1},
+		"our own word":              {line: "unknown", wantErr: errUnknownCommand, wantSize: -1},
+		"nothing":                   {line: "", wantErr: errUnknownCommand, wantSize: -1},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

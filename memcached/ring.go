@@ -52,7 +52,7 @@ func NewRing(hashTag string, servers []Server) (*Ring, error) {
 	// Two servers may share a point; in name order the tie falls the same way whatever the order of the list.
 	slices.SortFunc(r.servers, func(a, b Server) int { return cmp.Compare(a.ringName(), b.ringName()) })
 	for i, s := range r.servers {
-		r.points = appendPoints(r.points, s.ringName(), uint32(i)) //nolint:gosec // At most MaxServers.
+		r.points = appendPoints(r.points, s.ringName(), uint32(i))
 	}
 	slices.SortFunc(r.points, func(a, b point) int {
 		return cmp.Or(cmp.Compare(a.value, b.value), cmp.Compare(a.server, b.server))

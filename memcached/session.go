@@ -221,8 +221,7 @@ func (s *session) hangUp(line string) error {
 func (s *session) handle(line []byte) error {
 	err := s.req.parse(line)
 	s.proxy.figures.requests[s.req.cmd].Add(1)
-	var refused requestError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[requestError](err); ok {
 		return s.refuse(refused)
 	}
 	switch {

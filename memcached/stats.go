@@ -65,12 +65,12 @@ func (s Stats) ActiveConnections() int64 {
 // gives up when the context ends and after 5 seconds at the latest. An answer that lacks a field of Stats is an error.
 func ReadStats(ctx context.Context, addr string) (Stats, error) {
 	var s Stats
-	err := scrape(ctx, addr, "stats\r\nstats settings\r\n", func(r *bufio.Reader) error {
-		general, err := readStatLines(r)
+	err := scrape(ctx, addr, "stats settings\r\nstats\r\n", func(r *bufio.Reader) error {
+		settings, err := readStatLines(r)
 		if err != nil {
 			return err
 		}
-		settings, err := readStatLines(r)
+		general, err := readStatLines(r)
 		if err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func scrape(ctx context.Context, addr, commands string, read func(*bufio.Reader)
 	}
 	defer conn.Close() //nolint:errcheck // Nothing is left to send.
 	// Closing is what ends a read or a write when the context is cancelled without a deadline.
-	stop := context.AfterFunc(ctx, func() { conn.Close() }) //nolint:errcheck // As above.
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	_, err = conn.Write([]byte(commands))
 	if err == nil {

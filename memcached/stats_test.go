@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -22,8 +21,8 @@ func TestReadStatsOfARealServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	fmt.Fprint(conn, "set a 0 0 3\r\nabc\r\nget a\r\nget a\r\nget b\r\nversion\r\n")
+	defer hangUp(t, conn)
+	say(t, conn, "set a 0 0 3\r\nabc\r\nget a\r\nget a\r\nget b\r\nversion\r\n")
 	lines := bufio.NewScanner(conn)
 	for lines.Scan() && !strings.HasPrefix(lines.Text(), "VERSION") {
 	}
@@ -115,9 +114,9 @@ func TestReadStatsRefusesWrongAnswers(t *testing.T) {
 		"closed at once":      {"", "EOF"},
 		"cut short":           {"STAT pid 1\r\nSTAT version 1.6.18\r\n", "EOF"},
 		"error line":          {"ERROR\r\n", "unexpected line"},
-		"fields missing":      {"STAT version 1.6.18\r\nEND\r\nEND\r\n", "no pid"},
-		"nothing in it":       {"END\r\nEND\r\n", "no version"},
-		"field is no number":  {"STAT version 1\r\nSTAT pid x\r\nEND\r\nEND\r\n", "pid"},
+		"fields missing":      {"END\r\nSTAT version 1.6.18\r\nEND\r\n", "no pid"},
+		"nothing in it":       {strings.Repeat("END\r\n", 2), "no version"},
+		"field is no number":  {"END\r\nSTAT version 1\r\nSTAT pid x\r\nEND\r\n", "pid"},
 		"line without an end": {strings.Repeat("x", 1<<16), "buffer full"},
 		"lines without an end": {
 			strings.Repeat("STAT a 1\r\n", maxStatsLines+1), "more than",

@@ -79,9 +79,25 @@ func dial(tb testing.TB, addr string) net.Conn {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { conn.Close() })
+	tb.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(patient))
 	return conn
+}
+
+// say sends the text, formatted.
+func say(tb testing.TB, conn net.Conn, format string, args ...any) {
+	tb.Helper()
+	if _, err := fmt.Fprintf(conn, format, args...); err != nil {
+		tb.Errorf("sending to %s: %v", conn.RemoteAddr(), err)
+	}
+}
+
+// hangUp closes the connection.
+func hangUp(tb testing.TB, conn net.Conn) {
+	tb.Helper()
+	if err := conn.Close(); err != nil {
+		tb.Errorf("hanging up on %s: %v", conn.RemoteAddr(), err)
+	}
 }
 
 // converse sends the script over a new connection and returns all answers. The script's last command must leave the
@@ -89,10 +105,10 @@ func dial(tb testing.TB, addr string) net.Conn {
 func converse(tb testing.TB, addr, script string) string {
 	tb.Helper()
 	conn := dial(tb, addr)
-	go func() { _, _ = io.WriteString(conn, script+"verbosity\r\nverbosity\r\nquit\r\n") }()
+	go func() { _, _ = io.WriteString(conn, script+strings.Repeat("verbosity\r\n", 2)+"quit\r\n") }()
 	var answers bytes.Buffer
 	_, _ = io.Copy(&answers, conn)
-	text, ok := strings.CutSuffix(answers.String(), "ERROR\r\nERROR\r\n")
+	text, ok := strings.CutSuffix(answers.String(), strings.Repeat("ERROR\r\n", 2))
 	if !ok {
 		return answers.String() + "<closed>"
 	}
@@ -106,14 +122,14 @@ func faultyServer(tb testing.TB, serve func(conn *net.TCPConn)) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { listener.Close() })
+	tb.Cleanup(func() { _ = listener.Close() })
 	go func() {
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			tb.Cleanup(func() { conn.Close() })
+			tb.Cleanup(func() { _ = conn.Close() })
 			go serve(conn.(*net.TCPConn))
 		}
 	}()

@@ -72,7 +72,10 @@ func parseOptions(args []string, lookupEnv func(string) (string, bool), stderr i
 		return nil, err
 	}
 	o.listen = strings.Split(*listen, ",")
-	return o, o.validate()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	return o, nil
 }
 
 // setFromEnv sets each flag that was not given from its variable, if there is one.

@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -37,7 +39,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	status, err := newStatusServer(ctx, o.metricsAddress, proxy)
+	status, err := newStatusServer(ctx, o.metricsAddress, proxy, log)
 	if err != nil {
 		closeAll(listeners)
 		return err
@@ -47,7 +49,7 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 		log.Info("Serving clients", "address", listener.Addr().String())
 		running.Go(func() { stopOn(stop, proxy.Serve(listener)) })
 	}
-	running.Go(func() { stopOn(stop, status.serve(log)) })
+	running.Go(func() { stopOn(stop, status.serve()) })
 	running.Go(func() { client.Follow(live, &memcached.FileSource{Path: o.ringFile}) })
 	status.ready.Store(true)
 
@@ -117,9 +119,13 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 // removeStale removes the socket that a killed process left behind, but not one that somebody listens on.
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
-	if err != nil || info.Mode()&os.ModeSocket == 0 {
-		// What else there may be, listen reports.
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case err != nil:
+		return err
+	case info.Mode()&os.ModeSocket == 0:
+		return fmt.Errorf("%s exists and is no socket; remove it or use another path", path)
 	}
 	if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
 		_ = conn.Close()

@@ -32,7 +32,7 @@ type statusServer struct {
 }
 
 // newStatusServer listens on the address; on none for an empty one.
-func newStatusServer(ctx context.Context, address string, proxy *memcached.Proxy) (*statusServer, error) {
+func newStatusServer(ctx context.Context, address string, proxy *memcached.Proxy, log *slog.Logger) (*statusServer, error) {
 	s := &statusServer{}
 	if address == "" {
 		return s, nil
@@ -46,6 +46,7 @@ func newStatusServer(ctx context.Context, address string, proxy *memcached.Proxy
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.ready.Load() {
 			http.Error(w, "draining", http.StatusServiceUnavailable)
+			return
 		}
 	})
 	s.http.Handler, s.http.ReadHeaderTimeout = mux, headerTimeout
@@ -53,15 +54,15 @@ func newStatusServer(ctx context.Context, address string, proxy *memcached.Proxy
 	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", address); err != nil {
 		return nil, fmt.Errorf("listening for metrics: %w", err)
 	}
+	log.Info("Serving metrics and health", "address", s.listener.Addr().String())
 	return s, nil
 }
 
 // serve answers until close.
-func (s *statusServer) serve(log *slog.Logger) error {
+func (s *statusServer) serve() error {
 	if s.listener == nil {
 		return nil
 	}
-	log.Info("Serving metrics and health", "address", s.listener.Addr().String())
 	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics: %w", err)
 	}

@@ -6,7 +6,6 @@ package memcachedtest
 
 import (
 	"bytes"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -132,7 +131,7 @@ func readPort(file string) (string, bool) {
 	}
 	for line := range strings.Lines(string(data)) {
 		if port, ok := strings.CutPrefix(strings.TrimSpace(line), "TCP INET: "); ok {
-			return fmt.Sprintf("127.0.0.1:%s", port), true
+			return "127.0.0.1:" + port, true
 		}
 	}
 	return "", false
