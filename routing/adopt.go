@@ -169,7 +169,7 @@ func (b *Binding) Carries(weights v1alpha1.WeightPair) bool {
 type operation struct {
 	Op    string `json:"op"`
 	Path  string `json:"path"`
-	Value any    `json:"value"`
+	Value any    `json:"value,omitempty"`
 }
 
 // Patch returns a JSON Patch that sets the two weights and nothing else. Its tests are evaluated by the API server on

@@ -22,13 +22,18 @@ type Claim struct {
 
 // Claims returns what a rollout needs for itself.
 func Claims(rollout *v1alpha1.CanaryRollout) []Claim {
-	if ref := rollout.Spec.Routing.VirtualServiceRef; rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
+	switch rollout.Spec.Routing.Mode {
+	case v1alpha1.RoutingDelegate:
+		return nil // its name is its own
+	case v1alpha1.RoutingAdopt:
+		ref := rollout.Spec.Routing.VirtualServiceRef
 		if ref == nil {
 			return nil
 		}
 		return []Claim{{Namespace: rollout.Namespace, VirtualService: ref.Name, Route: ref.Route}}
+	default:
+		return hostClaims(Hosts(rollout), rollout.Spec.Routing.Gateways, rollout.Namespace)
 	}
-	return hostClaims(Hosts(rollout), rollout.Spec.Routing.Gateways, rollout.Namespace)
 }
 
 // Hosts returns the full names of the hosts that a rollout in mode Owned routes.

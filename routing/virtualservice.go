@@ -3,6 +3,8 @@
 package routing
 
 import (
+	"encoding/json"
+	"fmt"
 	"reflect"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -31,9 +33,9 @@ type Destination struct {
 type Owned struct {
 	// Name and Namespace identify it.
 	Name, Namespace string
-	// Hosts are the full names of the hosts that it routes, at least one.
+	// Hosts are the full names of the hosts that it routes; without any it is a delegate.
 	Hosts []string
-	// Gateways are those whose traffic it routes; empty means callers inside the mesh.
+	// Gateways are those whose traffic it routes; empty means callers inside the mesh. A delegate has none.
 	Gateways []string
 	// Stable and Canary are the two sides.
 	Stable, Canary Destination
@@ -44,16 +46,7 @@ type Owned struct {
 // VirtualService renders a VirtualService. Both sides are always in it with explicit weights that add up to 100, since
 // Istio sends everything to a lone destination, whatever its weight.
 func (o Owned) VirtualService() *unstructured.Unstructured {
-	gateways := o.Gateways
-	if len(gateways) == 0 {
-		gateways = []string{Mesh}
-	}
-	vs := NewVirtualService()
-	vs.SetName(o.Name)
-	vs.SetNamespace(o.Namespace)
-	vs.Object["spec"] = map[string]any{
-		"hosts":    anySlice(o.Hosts),
-		"gateways": anySlice(gateways),
+	spec := map[string]any{
 		"http": []any{
 			map[string]any{
 				"name": SplitRoute,
@@ -64,6 +57,17 @@ func (o Owned) VirtualService() *unstructured.Unstructured {
 			},
 		},
 	}
+	if len(o.Hosts) > 0 {
+		gateways := o.Gateways
+		if len(gateways) == 0 {
+			gateways = []string{Mesh}
+		}
+		spec["hosts"], spec["gateways"] = anySlice(o.Hosts), anySlice(gateways)
+	}
+	vs := NewVirtualService()
+	vs.SetName(o.Name)
+	vs.SetNamespace(o.Namespace)
+	vs.Object["spec"] = spec
 	return vs
 }
 
@@ -84,7 +88,7 @@ func (d Destination) weighted(weight int32) map[string]any {
 	}
 }
 
-// Carries reports whether a live VirtualService has exactly the hosts, gateways and routes of a rendered one. A route
+// Carries reports whether a live VirtualService has the fields of a rendered one, each with exactly its value. A route
 // that somebody added is a difference: it could stand above ours and take its traffic.
 func Carries(live, rendered *unstructured.Unstructured) bool {
 	have, _ := live.Object["spec"].(map[string]any)
@@ -95,6 +99,58 @@ func Carries(live, rendered *unstructured.Unstructured) bool {
 		}
 	}
 	return true
+}
+
+// Strangers returns a JSON Patch that removes from a live VirtualService what a rendered one lacks, nil if that is
+// nothing. Server-side apply leaves such fields to whoever set them, but routes of other protocols would take traffic,
+// and a delegate with hosts is none. exportTo stays: it says who sees the route, not where it leads.
+func Strangers(live, rendered *unstructured.Unstructured) ([]byte, error) {
+	have, _ := live.Object["spec"].(map[string]any)
+	want, _ := rendered.Object["spec"].(map[string]any)
+	patch := []operation{{Op: "test", Path: "/metadata/uid", Value: string(live.GetUID())}}
+	for _, field := range []string{"gateways", "hosts", "tcp", "tls"} {
+		if have[field] != nil && want[field] == nil {
+			patch = append(patch, operation{Op: "remove", Path: "/spec/" + field})
+		}
+	}
+	if len(patch) == 1 {
+		return nil, nil
+	}
+	raw, err := json.Marshal(patch)
+	if err != nil {
+		return nil, fmt.Errorf("encoding patch of VirtualService %q: %w", live.GetName(), err)
+	}
+	return raw, nil
+}
+
+// DelegatesTo reports whether a route of a VirtualService delegates to the one with this namespace and name.
+func DelegatesTo(vs *unstructured.Unstructured, namespace, name string) bool {
+	spec, _ := vs.Object["spec"].(map[string]any)
+	list, _ := spec["http"].([]any)
+	for _, element := range list {
+		route, _ := element.(map[string]any)
+		delegate, _ := route["delegate"].(map[string]any)
+		if delegate["name"] != name {
+			continue
+		}
+		if in, _ := delegate["namespace"].(string); in == namespace || in == "" && vs.GetNamespace() == namespace {
+			return true
+		}
+	}
+	return false
+}
+
+// FindRoot returns the VirtualService with a host that delegates to the one with this namespace and name, the oldest if
+// there are several, nil if there is none.
+func FindRoot(virtualServices []unstructured.Unstructured, namespace, name string) *unstructured.Unstructured {
+	var root *unstructured.Unstructured
+	for i := range virtualServices {
+		vs := &virtualServices[i]
+		if DelegatesTo(vs, namespace, name) && len(HostsOf(vs)) > 0 && (root == nil || older(vs, root)) {
+			root = vs
+		}
+	}
+	return root
 }
 
 // Mentions reports whether a route of a VirtualService has a destination with this full host name.

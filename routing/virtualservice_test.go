@@ -110,3 +110,67 @@ func parse(tb testing.TB, text string) *unstructured.Unstructured {
 	}
 	return object
 }
+
+func TestFindRoot(t *testing.T) {
+	vs := func(namespace, name, spec string) unstructured.Unstructured {
+		return *parse(t, "apiVersion: networking.istio.io/v1\nkind: VirtualService\n"+
+			"metadata: {namespace: "+namespace+", name: "+name+"}\nspec: "+spec+"\n")
+	}
+	tests := map[string]struct {
+		given []unstructured.Unstructured
+		want  string
+	}{
+		"nobody": {nil, ""},
+		"of the namespace": {
+			[]unstructured.Unstructured{vs("ml", "a", "{hosts: [x], http: [{delegate: {name: digits}}]}")},
+			"a",
+		},
+		"of another": {
+			[]unstructured.Unstructured{vs("web", "a", "{hosts: [x], http: [{delegate: {name: digits, namespace: ml}}]}")},
+			"a",
+		},
+		"to another's": {
+			[]unstructured.Unstructured{vs("web", "a", "{hosts: [x], http: [{delegate: {name: digits}}]}")},
+			"",
+		},
+		"to another name": {
+			[]unstructured.Unstructured{vs("ml", "a", "{hosts: [x], http: [{delegate: {name: letters}}]}")},
+			"",
+		},
+		"without hosts": {[]unstructured.Unstructured{vs("ml", "a", "{http: [{delegate: {name: digits}}]}")}, ""},
+		"in a later route": {
+			[]unstructured.Unstructured{vs("ml", "a", "{hosts: [x], http: [{}, null, {delegate: {name: digits}}]}")},
+			"a",
+		},
+		"without any routes": {[]unstructured.Unstructured{vs("ml", "a", "{hosts: [x]}")}, ""},
+	}
+	for name, tc := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			if root := FindRoot(tc.given, "ml", "digits"); root != nil {
+				got = root.GetName()
+			}
+			if got != tc.want {
+				t.Errorf("FindRoot = %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestStrangers(t *testing.T) {
+	live := owned(0).VirtualService()
+	live.SetUID("u")
+	spec := live.Object["spec"].(map[string]any)
+	if patch, err := Strangers(live, owned(0).VirtualService()); patch != nil || err != nil {
+		t.Errorf("of our own: %s, %v; want nothing", patch, err)
+	}
+	spec["tls"], spec["exportTo"] = []any{}, []any{"."}
+	delegate := owned(0)
+	delegate.Hosts = nil
+	patch, err := Strangers(live, delegate.VirtualService())
+	const want = `[{"op":"test","path":"/metadata/uid","value":"u"},{"op":"remove","path":"/spec/gateways"},` +
+		`{"op":"remove","path":"/spec/hosts"},{"op":"remove","path":"/spec/tls"}]`
+	if string(patch) != want || err != nil {
+		t.Errorf("of a delegate with hosts: %s, %v; want %s", patch, err, want)
+	}
+}

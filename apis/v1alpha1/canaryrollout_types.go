@@ -18,6 +18,9 @@ const (
 	ReasonUnsupportedDeploymentMode = "UnsupportedDeploymentMode"
 	// ReasonRouteNotWritten says that the route could not be written yet and that it is tried again.
 	ReasonRouteNotWritten = "RouteNotWritten"
+	// ReasonRouteNotBound says that the rollout's VirtualService is in place but that no VirtualService with a host
+	// delegates to it.
+	ReasonRouteNotBound = "RouteNotBound"
 	// ReasonWeightsChanged is that of the event that tells new weights.
 	ReasonWeightsChanged = "WeightsChanged"
 )
@@ -59,13 +62,14 @@ type RolloutSide struct {
 
 // RolloutRouting says through which route the traffic flows.
 //
-// +kubebuilder:validation:XValidation:rule="self.mode == 'Adopt' ? has(self.virtualServiceRef) : !has(self.virtualServiceRef)",message="virtualServiceRef is needed in mode Adopt and has no meaning in mode Owned"
-// +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways belong to the adopted VirtualService in mode Adopt; remove them here"
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Adopt' ? has(self.virtualServiceRef) : !has(self.virtualServiceRef)",message="virtualServiceRef is needed in mode Adopt and has no meaning in the other modes"
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways are those of your own VirtualService in modes Adopt and Delegate; remove them here"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || has(self.hosts) || self.gateways.all(g, g == 'mesh')",message="gateways other than mesh need hosts"
 type RolloutRouting struct {
-	// mode is Owned or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service, both
-	// named like the rollout. Adopt has it edit the weights of one route of a VirtualService of yours, and nothing
-	// else in it.
+	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service,
+	// both named like the rollout. Delegate has it make a VirtualService without hosts, to which a route of a
+	// VirtualService of yours delegates by this name; yours is only read. Adopt has it edit the weights of one route of
+	// a VirtualService of yours, and nothing else in it.
 	// +optional
 	// +kubebuilder:default=Owned
 	Mode RoutingMode `json:"mode,omitempty"`
@@ -98,13 +102,15 @@ type RolloutRouting struct {
 // RoutingMode says whose the route is.
 //
 // +enum
-// +kubebuilder:validation:Enum=Owned;Adopt
+// +kubebuilder:validation:Enum=Owned;Delegate;Adopt
 type RoutingMode string
 
 // Modes of routing.
 const (
 	// RoutingOwned has Outrigger make the route.
 	RoutingOwned RoutingMode = "Owned"
+	// RoutingDelegate has Outrigger make the route that a user's VirtualService delegates to.
+	RoutingDelegate RoutingMode = "Delegate"
 	// RoutingAdopt has Outrigger edit the weights of a user's route.
 	RoutingAdopt RoutingMode = "Adopt"
 )
@@ -137,7 +143,7 @@ type CanaryRolloutStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// host is the first host name at which clients find the route.
+	// host is the first host name at which clients find the route, empty while there is none.
 	// +optional
 	Host string `json:"host,omitempty"`
 

@@ -196,6 +196,7 @@ func TestDriftOfAnOwnedRoute(t *testing.T) {
 		"a route above": `[{"op":"add","path":"/spec/http/0","value":{"name":"thief","route":[{"destination":{"host":"thief"}}]}}]`,
 		"a timeout":     `[{"op":"add","path":"/spec/http/0/timeout","value":"1s"}]`,
 		"hosts":         `[{"op":"replace","path":"/spec/hosts","value":["elsewhere"]}]`,
+		"a TCP route":   `[{"op":"add","path":"/spec/tcp","value":[{"route":[{"destination":{"host":"thief"}}]}]}]`,
 	} {
 		vs := virtualService(t, w, name)
 		if err := w.Client.Patch(t.Context(), vs, client.RawPatch("application/json-patch+json", []byte(patch))); err != nil {

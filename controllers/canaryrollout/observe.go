@@ -28,7 +28,7 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if seen.virtualService, err = r.virtualService(ctx, rollout.Namespace, rollout.Name); err != nil {
 		return seen, err
 	}
-	if ref := rollout.Spec.Routing.VirtualServiceRef; rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
+	if ref := rollout.Spec.Routing.VirtualServiceRef; ref != nil {
 		if seen.adopted, err = r.virtualService(ctx, rollout.Namespace, ref.Name); err != nil {
 			return seen, err
 		}
@@ -49,8 +49,7 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if entry != nil && len(entry.Spec.Ports) > 0 {
 		seen.targetPort = &entry.Spec.Ports[0].TargetPort
 	}
-	seen.rival, err = r.rival(ctx, rollout)
-	return seen, err
+	return seen, r.observeOthers(ctx, rollout, &seen)
 }
 
 // side observes one InferenceService. One that does not exist, or is being deleted, has no ready endpoint; its entry is
@@ -120,17 +119,19 @@ func countReady(slices []discoveryv1.EndpointSlice) int32 {
 	return int32(most)
 }
 
-// rival finds out who has the better right to the route.
-func (r *Reconciler) rival(ctx context.Context, rollout *v1alpha1.CanaryRollout) (*routing.Rival, error) {
+// observeOthers finds out who has a better right to the route, and who delegates to it.
+func (r *Reconciler) observeOthers(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
 	var rollouts v1alpha1.CanaryRolloutList
 	if err := r.client.List(ctx, &rollouts, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("listing CanaryRollouts: %w", err)
+		return fmt.Errorf("listing CanaryRollouts: %w", err)
 	}
 	list := newVirtualServiceList()
 	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("listing VirtualServices: %w", err)
+		return fmt.Errorf("listing VirtualServices: %w", err)
 	}
-	return routing.FindRival(rollout, rollouts.Items, list.Items), nil
+	seen.rival = routing.FindRival(rollout, rollouts.Items, list.Items)
+	seen.root = routing.FindRoot(list.Items, rollout.Namespace, rollout.Name)
+	return nil
 }
 
 // virtualService reads a VirtualService, nil if there is none.

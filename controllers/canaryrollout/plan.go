@@ -28,6 +28,8 @@ type observed struct {
 	service *corev1.Service
 	// adopted is the one that virtualServiceRef names, nil if there is none or the mode is not Adopt.
 	adopted *unstructured.Unstructured
+	// root is the user's VirtualService that delegates to the one named like the rollout, nil if there is none.
+	root *unstructured.Unstructured
 	// targetPort is where stable's pods take requests, nil while stable's Service does not exist.
 	targetPort *intstr.IntOrString
 	// rival has the better right to the route, nil if nobody has.
@@ -54,8 +56,10 @@ type plan struct {
 	desired, weights v1alpha1.WeightPair
 	// outcome tells why weights differs from desired.
 	outcome routing.Outcome
-	// host is where clients find the route.
+	// host is where clients find the route, empty if nowhere.
 	host string
+	// unbound says why no client finds the route that is planned, empty if one can.
+	unbound string
 	// service and virtualService are the objects to apply, nil for none.
 	service        *corev1ac.ServiceApplyConfiguration
 	virtualService *unstructured.Unstructured
@@ -82,12 +86,8 @@ func (p plan) routes() bool {
 // not exist never takes traffic from one that does.
 func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	p := plan{desired: routing.Desired(rollout.Spec.CanaryPercent)}
-	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
-		p.host = hostOf(seen.adopted)
-	} else {
-		p.host = routing.Hosts(rollout)[0]
-	}
-	if p.stalled = refusal(seen); p.stalled != nil {
+	p.bind(rollout, seen)
+	if p.stalled = refusal(rollout, seen); p.stalled != nil {
 		p.pruneVirtualService = withdrawn(rollout, seen)
 		return p
 	}
@@ -100,8 +100,31 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	return p
 }
 
+// bind finds out where clients find the route.
+func (p *plan) bind(rollout *v1alpha1.CanaryRollout, seen observed) {
+	switch rollout.Spec.Routing.Mode {
+	case v1alpha1.RoutingAdopt:
+		p.host = hostOf(seen.adopted)
+	case v1alpha1.RoutingDelegate:
+		p.host = hostOf(seen.root)
+		if p.host == "" {
+			p.unbound = fmt.Sprintf(
+				"No VirtualService with a host delegates to %s; give a route of yours `delegate: {name: %s, namespace: %s}`.",
+				rollout.Name,
+				rollout.Name,
+				rollout.Namespace,
+			)
+		}
+	default:
+		p.host = routing.Hosts(rollout)[0]
+	}
+}
+
 // refusal returns what keeps a rollout from having a route until the user acts, nil if nothing does.
-func refusal(seen observed) error {
+func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
+	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt && rollout.Spec.Routing.VirtualServiceRef == nil {
+		return status.Stalledf(v1alpha1.ReasonVirtualServiceNotFound, "virtualServiceRef is needed in mode Adopt; set it")
+	}
 	if seen.rival != nil {
 		return status.Stalledf(v1alpha1.ReasonRouteConflict,
 			"%s %s/%s has this route already; change routing here or there, or delete one of the two",
@@ -134,13 +157,16 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 		p.hold(seen.stable)
 		return
 	}
-	p.virtualService = routing.Owned{
-		Name: rollout.Name, Namespace: rollout.Namespace,
-		Hosts: routing.Hosts(rollout), Gateways: rollout.Spec.Routing.Gateways,
-		Stable: stable, Canary: canary, Weights: p.weights,
-	}.VirtualService()
+	route := routing.Owned{
+		Name: rollout.Name, Namespace: rollout.Namespace, Stable: stable, Canary: canary, Weights: p.weights,
+	}
+	delegate := rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate
+	if !delegate {
+		route.Hosts, route.Gateways = routing.Hosts(rollout), rollout.Spec.Routing.Gateways
+	}
+	p.virtualService = route.VirtualService()
 	switch {
-	case len(rollout.Spec.Routing.Hosts) > 0:
+	case delegate, len(rollout.Spec.Routing.Hosts) > 0:
 		p.pruneService = owns(rollout, seen.service)
 	case seen.targetPort != nil:
 		p.service = frontService(rollout, seen.stable.entry, *seen.targetPort)

@@ -53,6 +53,8 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	switch {
 	case p.held != "":
 		return failed(v1alpha1.ConditionReady, p.heldReason, p.held)
+	case p.unbound != "":
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonRouteNotBound, p.unbound)
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
 			"InferenceService %q has no ready pod, so it gets nothing of the %d percent asked.", canary, p.desired.Canary))

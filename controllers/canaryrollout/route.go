@@ -35,7 +35,7 @@ func (r *Reconciler) applyRoute(
 			return false, err
 		}
 		if routing.Carries(live, want) && live.GetLabels()[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy {
-			return false, nil
+			return r.removeStrangers(ctx, live, want)
 		}
 	}
 	want.SetLabels(map[string]string{
@@ -52,6 +52,24 @@ func (r *Reconciler) applyRoute(
 		return false, fmt.Errorf("applying VirtualService %q: %w", want.GetName(), err)
 	}
 	return true, nil
+}
+
+// removeStrangers removes fields that somebody else set, which server-side apply leaves alone.
+func (r *Reconciler) removeStrangers(ctx context.Context, live, want *unstructured.Unstructured) (bool, error) {
+	strangers, err := routing.Strangers(live, want)
+	if err != nil || strangers == nil {
+		return false, err
+	}
+	return true, r.patch(ctx, live, strangers)
+}
+
+// patch sends a JSON Patch of a VirtualService, which is not changed.
+func (r *Reconciler) patch(ctx context.Context, vs *unstructured.Unstructured, patch []byte) error {
+	raw := client.RawPatch(types.JSONPatchType, patch)
+	if err := r.client.Patch(ctx, vs.DeepCopy(), raw, client.FieldOwner(fieldManager)); err != nil {
+		return fmt.Errorf("patching VirtualService %q: %w", vs.GetName(), err)
+	}
+	return nil
 }
 
 func checkOwner(rollout *v1alpha1.CanaryRollout, live *unstructured.Unstructured) error {
@@ -83,12 +101,11 @@ func (r *Reconciler) patchRoute(ctx context.Context, rollout *v1alpha1.CanaryRol
 		if err != nil {
 			return false, err
 		}
-		err = r.client.Patch(ctx, vs.DeepCopy(), client.RawPatch(types.JSONPatchType, patch), client.FieldOwner(fieldManager))
-		if err == nil {
+		if err = r.patch(ctx, vs, patch); err == nil {
 			return true, nil
 		}
 		if !apierrors.IsInvalid(err) {
-			return false, fmt.Errorf("patching VirtualService %q: %w", vs.GetName(), err)
+			return false, err
 		}
 		refusal := err
 		if vs, binding, err = r.rebind(ctx, rollout, seen); err != nil {
@@ -99,7 +116,7 @@ func (r *Reconciler) patchRoute(ctx context.Context, rollout *v1alpha1.CanaryRol
 			return false, err
 		}
 		if bytes.Equal(again, patch) {
-			return false, fmt.Errorf("patching VirtualService %q: %w", vs.GetName(), refusal)
+			return false, refusal
 		}
 	}
 	return false, errRouteMoves

@@ -51,9 +51,15 @@ func TestValidation(t *testing.T) {
 			spec: sides + ", routing: {mode: Adopt, virtualServiceRef: {name: a}}",
 			want: "route",
 		},
+		"Delegate":            {spec: sides + ", routing: {mode: Delegate}"},
+		"Delegate with hosts": {spec: sides + ", routing: {mode: Delegate, hosts: [x]}", want: "remove them here"},
+		"Delegate with a reference": {
+			spec: sides + ", routing: {mode: Delegate, virtualServiceRef: {name: a, route: b}}",
+			want: "no meaning in the other modes",
+		},
 		"Owned with a reference": {
 			spec: sides + ", routing: {virtualServiceRef: {name: a, route: b}}",
-			want: "no meaning in mode Owned",
+			want: "no meaning in the other modes",
 		},
 		"Adopt with hosts": {
 			spec: sides + ", routing: {mode: Adopt, hosts: [x], virtualServiceRef: {name: a, route: b}}",

@@ -110,7 +110,8 @@ func byClaim(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
 	return ok && other.UID != rollout.UID && routing.Overlap(routing.Claims(rollout), routing.Claims(other))
 }
 
-// byVirtualService: a VirtualService concerns the rollout that owns or adopts it, and those that want its hosts.
+// byVirtualService: a VirtualService concerns the rollout that owns or adopts it, or to whose it delegates, and those
+// that want its hosts.
 func byVirtualService(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
 	vs, ok := object.(*unstructured.Unstructured)
 	if !ok {
@@ -122,7 +123,8 @@ func byVirtualService(rollout *v1alpha1.CanaryRollout, object client.Object) boo
 			return true
 		}
 	}
-	return routing.Overlap(routing.Claims(rollout), routing.ClaimsOf(vs, rollout.Namespace))
+	return routing.DelegatesTo(vs, rollout.Namespace, rollout.Name) ||
+		routing.Overlap(routing.Claims(rollout), routing.ClaimsOf(vs, rollout.Namespace))
 }
 
 func byInferenceService(rollout *v1alpha1.CanaryRollout, object client.Object) bool {

@@ -15,7 +15,7 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
-	// host is the first host name at which clients find the route.
+	// host is the first host name at which clients find the route, empty while there is none.
 	Host *string `json:"host,omitempty"`
 	// weights are the shares of the two sides.
 	Weights *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`

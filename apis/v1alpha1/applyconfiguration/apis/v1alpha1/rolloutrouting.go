@@ -11,9 +11,10 @@ import (
 //
 // RolloutRouting says through which route the traffic flows.
 type RolloutRoutingApplyConfiguration struct {
-	// mode is Owned or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service, both
-	// named like the rollout. Adopt has it edit the weights of one route of a VirtualService of yours, and nothing
-	// else in it.
+	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service,
+	// both named like the rollout. Delegate has it make a VirtualService without hosts, to which a route of a
+	// VirtualService of yours delegates by this name; yours is only read. Adopt has it edit the weights of one route of
+	// a VirtualService of yours, and nothing else in it.
 	Mode *apisv1alpha1.RoutingMode `json:"mode,omitempty"`
 	// hosts are the host names that clients call, in mode Owned. When unset, they call the Service that Outrigger makes:
 	// <rollout>.<namespace>.svc.cluster.local.
