@@ -6,6 +6,7 @@ package testbed_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -52,6 +53,7 @@ var startNode = sync.OnceValues(func() (*testbed.Testbed, error) {
 		loadProbe(ctx, tb, probeImage, "serve"),
 		loadProbe(ctx, tb, testbed.StorageInitializerImage, "download"),
 		loadProbe(ctx, tb, "outrigger.test/dial:1", "dial"),
+		loadProbe(ctx, tb, "outrigger.test/hook:1", "hook"),
 	)
 })
 
@@ -286,6 +288,59 @@ spec:
 	if logs := kubectl(t, tb, "logs", "dial"); strings.Count(logs, "reached") != len(addresses) {
 		t.Errorf("the pod printed\n%s", logs)
 	}
+}
+
+const hookPod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: hook, labels: {app: hook}}
+spec:
+  containers:
+  - name: hook
+    image: outrigger.test/hook:1
+    args: [hook.default.svc]
+    readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: hook}
+spec: {selector: {app: hook}, ports: [{port: 443, targetPort: 8443}]}
+`
+
+func TestAPIServerCallsAWebhookInAPod(t *testing.T) {
+	tb := node(t)
+	if err := tb.Apply(t.Context(), hookPod); err != nil {
+		t.Fatal(err)
+	}
+	awaitPod(t, tb, "app=hook")
+	certificate := kubectl(t, tb, "logs", "hook")
+	err := tb.Apply(t.Context(), fmt.Sprintf(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: hook}
+webhooks:
+- name: hook.test.example
+  clientConfig:
+    service: {name: hook, namespace: default}
+    caBundle: %s
+  rules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [configmaps]}]
+  objectSelector: {matchLabels: {hooked: "yes"}}
+  sideEffects: None
+  admissionReviewVersions: [v1]
+`, base64.StdEncoding.EncodeToString([]byte(certificate))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The API server takes a moment to know of a new webhook, and lets objects pass till then.
+	client := kubernetes.NewForConfigOrDie(tb.Config())
+	until(t, 30*time.Second, "a refusal by the webhook", func(ctx context.Context) error {
+		object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "c-", Labels: map[string]string{"hooked": "yes"}}}
+		_, err := client.CoreV1().ConfigMaps("default").Create(ctx, object, metav1.CreateOptions{})
+		if err == nil || !strings.Contains(err.Error(), "refused by a pod") {
+			return fmt.Errorf("creating gives: %w", err)
+		}
+		return nil
+	})
 }
 
 // traces returns what is left on this machine of the node in the folder, beside processes and the folder itself.
