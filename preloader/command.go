@@ -52,13 +52,13 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 	case "verify":
 		return c.verify(ctx, args)
 	case "version":
-		fmt.Fprintln(c.Stdout, Version()) //nolint:errcheck // nobody is left to tell
+		fmt.Fprintln(c.Stdout, Version())
 		return ExitOK
 	case "help":
-		fmt.Fprint(c.Stdout, usage) //nolint:errcheck // nobody is left to tell
+		fmt.Fprint(c.Stdout, usage)
 		return ExitOK
 	}
-	fmt.Fprint(c.Stderr, usage) //nolint:errcheck // nobody is left to tell
+	fmt.Fprint(c.Stderr, usage)
 	return ExitUsage
 }
 
@@ -85,7 +85,7 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 		return c.end(log, opts, &Report{}, err)
 	}
 	if len(args) < 2 || len(args)%2 != 0 {
-		fmt.Fprint(c.Stderr, usage) //nolint:errcheck // nobody is left to tell
+		fmt.Fprint(c.Stderr, usage)
 		failure := usageFailure("want pairs of a source and a directory, got %d arguments", len(args))
 		// KServe's initializer returns 1 here.
 		failure.Code = ExitTransient
@@ -101,7 +101,7 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 
 // end says how it went, in the log and in the termination message.
 func (c *Command) end(log *slog.Logger, opts Options, report *Report, err error) ExitCode {
-	var failure *Failure
+	var failure *ExitError
 	if err != nil {
 		failure = failureOf(err)
 	}
@@ -118,12 +118,12 @@ func (c *Command) end(log *slog.Logger, opts Options, report *Report, err error)
 }
 
 // failureOf words any error, signals included.
-func failureOf(err error) *Failure {
+func failureOf(err error) *ExitError {
 	var stopped *StoppedError
 	if !errors.As(err, &stopped) {
 		return asFailure(err)
 	}
-	f := &Failure{
+	f := &ExitError{
 		Code: ExitTerminated, Reason: "Stopped", Cause: "the pull was " + stopped.Error(),
 		Advice: "The next start goes on where this one stopped.",
 	}
@@ -138,7 +138,7 @@ func failureOf(err error) *Failure {
 func (c *Command) verify(ctx context.Context, args []string) ExitCode {
 	log := c.logger(c.Getenv("PRELOADER_LOG") == "json")
 	if len(args) != 1 {
-		fmt.Fprint(c.Stderr, usage) //nolint:errcheck // nobody is left to tell
+		fmt.Fprint(c.Stderr, usage)
 		return ExitUsage
 	}
 	marker, err := VerifyTree(ctx, args[0])
@@ -157,7 +157,7 @@ func (c *Command) verify(ctx context.Context, args []string) ExitCode {
 func VerifyTree(ctx context.Context, dir string) (*Marker, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, &Failure{Code: ExitNotFound, Reason: "NotFound", Cause: "cannot open " + dir, Err: err}
+		return nil, &ExitError{Code: ExitNotFound, Reason: "NotFound", Cause: "cannot open " + dir, Err: err}
 	}
 	defer root.Close() //nolint:errcheck // only read
 	marker, err := loadMarker(root)
@@ -165,7 +165,7 @@ func VerifyTree(ctx context.Context, dir string) (*Marker, error) {
 		return nil, err
 	}
 	if marker == nil {
-		return nil, &Failure{
+		return nil, &ExitError{
 			Code: ExitNotFound, Reason: "Incomplete", Cause: dir + " holds no complete model (" + markerName + " is missing)",
 			Advice: "Run preloader pull first.",
 		}
@@ -177,7 +177,7 @@ func VerifyTree(ctx context.Context, dir string) (*Marker, error) {
 			return nil, context.Cause(ctx)
 		}
 		if !s.matches(r, buf) {
-			return nil, &Failure{
+			return nil, &ExitError{
 				Code: ExitIntegrity, Reason: "FileChanged",
 				Cause:  "file " + strconv.Quote(r.Path) + " in " + dir + " does not hold what was fetched",
 				Advice: "Remove the file and pull again.",

@@ -36,13 +36,13 @@ var (
 	crc32C = &crcKind{
 		name: "CRC32C", bytes: 4, poly: crc32.Castagnoli,
 		update: func(crc uint64, p []byte) uint64 {
-			return uint64(crc32.Update(uint32(crc), castagnoli, p)) //nolint:gosec // the value has 32 bits
+			return uint64(crc32.Update(uint32(crc), castagnoli, p))
 		},
 	}
 	crc32IEEE = &crcKind{
 		name: "CRC32", bytes: 4, poly: crc32.IEEE,
 		update: func(crc uint64, p []byte) uint64 {
-			return uint64(crc32.Update(uint32(crc), crc32.IEEETable, p)) //nolint:gosec // the value has 32 bits
+			return uint64(crc32.Update(uint32(crc), crc32.IEEETable, p))
 		},
 	}
 )
@@ -90,11 +90,25 @@ func (k *crcKind) powerOfX(n uint64) uint64 {
 	return result
 }
 
-// encode returns the value as S3 writes it: base64 of the big-endian bytes.
-func (k *crcKind) encode(v uint64) string {
+// total returns the check of all segments, one after the other.
+func (k *crcKind) total(segments []segment) uint64 {
+	var crc uint64
+	for _, s := range segments {
+		crc = k.combine(crc, s.crc, s.n)
+	}
+	return crc
+}
+
+// bytesOf returns the value as big-endian bytes.
+func (k *crcKind) bytesOf(v uint64) []byte {
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], v)
-	return base64.StdEncoding.EncodeToString(b[8-k.bytes:])
+	return b[8-k.bytes:]
+}
+
+// encode returns the value as S3 writes it: base64 of the big-endian bytes.
+func (k *crcKind) encode(v uint64) string {
+	return base64.StdEncoding.EncodeToString(k.bytesOf(v))
 }
 
 // decode reads what encode writes.

@@ -16,7 +16,7 @@
 //   - Writes stay under the destination (os.Root), whatever the keys say.
 //   - A run that was killed goes on where it stopped; see [Marker] and journal.go.
 //   - Memory does not grow with the model: one buffer a connection, no more.
-//   - Every failure is a [Failure]: an exit code, a cause and an advice.
+//   - Every failure is a [ExitError]: an exit code, a cause and an advice.
 //
 // The files, in the order in which a pull passes through them: command.go
 // (arguments), options.go (environment), uri.go, s3config.go and s3.go (the

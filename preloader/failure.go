@@ -32,13 +32,14 @@ const (
 	// ExitConfig says that the configuration is wrong or asks for what this
 	// program does not do.
 	ExitConfig ExitCode = 78
-	// ExitInterrupt and ExitTerminated say which signal ended the run.
-	ExitInterrupt  ExitCode = 130
+	// ExitInterrupt says that SIGINT ended the run.
+	ExitInterrupt ExitCode = 130
+	// ExitTerminated says that SIGTERM ended the run.
 	ExitTerminated ExitCode = 143
 )
 
-// Failure is an error for people: what happened, and what to do about it.
-type Failure struct {
+// ExitError is an error for people: what happened, and what to do about it.
+type ExitError struct {
 	// Code is the exit code that the failure asks for.
 	Code ExitCode
 	// Reason names the failure in one CamelCase word.
@@ -52,7 +53,7 @@ type Failure struct {
 }
 
 // Error returns the cause, followed by the error beneath it.
-func (f *Failure) Error() string {
+func (f *ExitError) Error() string {
 	if f.Err == nil {
 		return f.Cause
 	}
@@ -60,27 +61,26 @@ func (f *Failure) Error() string {
 }
 
 // Unwrap returns the error beneath.
-func (f *Failure) Unwrap() error { return f.Err }
+func (f *ExitError) Unwrap() error { return f.Err }
 
-// asFailure returns the Failure inside err, or makes a transient one of it.
-func asFailure(err error) *Failure {
-	var f *Failure
-	if errors.As(err, &f) {
+// asFailure returns the ExitError inside err, or makes a transient one of it.
+func asFailure(err error) *ExitError {
+	if f, ok := errors.AsType[*ExitError](err); ok {
 		return f
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return &Failure{
+		return &ExitError{
 			Code: ExitUnavailable, Reason: "DeadlineExceeded", Cause: "the run did not end before its deadline",
 			Advice: "Raise PRELOADER_DEADLINE, or give the container more CPU or network.", Err: err,
 		}
 	}
-	return &Failure{Code: ExitTransient, Reason: "Failed", Cause: "the pull failed", Err: err}
+	return &ExitError{Code: ExitTransient, Reason: "Failed", Cause: "the pull failed", Err: err}
 }
 
-func usageFailure(format string, args ...any) *Failure {
-	return &Failure{Code: ExitUsage, Reason: "Usage", Cause: fmt.Sprintf(format, args...)}
+func usageFailure(format string, args ...any) *ExitError {
+	return &ExitError{Code: ExitUsage, Reason: "Usage", Cause: fmt.Sprintf(format, args...)}
 }
 
-func configFailure(advice, format string, args ...any) *Failure {
-	return &Failure{Code: ExitConfig, Reason: "Configuration", Cause: fmt.Sprintf(format, args...), Advice: advice}
+func configFailure(advice, format string, args ...any) *ExitError {
+	return &ExitError{Code: ExitConfig, Reason: "Configuration", Cause: fmt.Sprintf(format, args...), Advice: advice}
 }

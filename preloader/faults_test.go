@@ -3,6 +3,7 @@
 package preloader
 
 import (
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,9 +18,7 @@ var quick = settings{"S3_MAX_ATTEMPTS": "3", "PRELOADER_STALL": "0.3"}
 func with(env, more settings) settings {
 	out := settings{}
 	for _, m := range []settings{env, more} {
-		for k, v := range m {
-			out[k] = v
-		}
+		maps.Copy(out, m)
 	}
 	return out
 }
@@ -108,7 +107,12 @@ func TestPullGivesUpWithACause(t *testing.T) {
 			decide: always(fault{stall: true}), code: ExitUnavailable, reason: "Stalled", advice: "PRELOADER_STALL",
 		},
 		"always 503": {
-			decide: always(fault{status: 503, code: "SlowDown"}), code: ExitUnavailable, reason: "Throttled", advice: "fewer requests",
+			decide: always(
+				fault{status: 503, code: "SlowDown"},
+			),
+			code:   ExitUnavailable,
+			reason: "Throttled",
+			advice: "fewer requests",
 		},
 		"listing always 500": {
 			decide: func(asked) fault { return fault{status: 500, code: "InternalError"} },
@@ -119,10 +123,20 @@ func TestPullGivesUpWithACause(t *testing.T) {
 			code:   ExitDenied, reason: "AccessDenied", advice: "s3:ListBucket",
 		},
 		"reading denied": {
-			decide: always(fault{status: 403, code: "AccessDenied"}), code: ExitDenied, reason: "AccessDenied", advice: "s3:GetObject",
+			decide: always(
+				fault{status: 403, code: "AccessDenied"},
+			),
+			code:   ExitDenied,
+			reason: "AccessDenied",
+			advice: "s3:GetObject",
 		},
 		"the object is deleted meanwhile": {
-			decide: always(fault{status: 404, code: "NoSuchKey"}), code: ExitNotFound, reason: "NotFound", advice: "removed during",
+			decide: always(
+				fault{status: 404, code: "NoSuchKey"},
+			),
+			code:   ExitNotFound,
+			reason: "NotFound",
+			advice: "removed during",
 		},
 		"always another range": {
 			decide: always(fault{shiftRange: 5}), code: ExitIntegrity, reason: "BadAnswer", advice: "proxy",

@@ -34,7 +34,6 @@ type faultServer struct {
 	decide func(asked) fault
 	pages  int // keys a page; 0 means 1000
 	counts map[string]int
-	sent   int64
 
 	closing chan struct{}
 }
@@ -104,7 +103,12 @@ func (s *faultServer) putWith(key string, data []byte, headers map[string]string
 	sum := md5.Sum(data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.objects[key] = &stored{data: data, etag: hex.EncodeToString(sum[:]), modified: time.Unix(1_700_000_000, 0), headers: headers}
+	s.objects[key] = &stored{
+		data:     data,
+		etag:     hex.EncodeToString(sum[:]),
+		modified: time.Unix(1_700_000_000, 0),
+		headers:  headers,
+	}
 }
 
 // putParts stores an object the way that a multipart upload with CRC32 does,
@@ -149,14 +153,7 @@ func (s *faultServer) count(op string) int {
 func (s *faultServer) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts, s.sent = map[string]int{}, 0
-}
-
-// bytesSent returns how many bytes of objects were answered.
-func (s *faultServer) bytesSent() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sent
+	s.counts = map[string]int{}
 }
 
 func (s *faultServer) ask(op, key string, off, n int64) fault {
@@ -200,7 +197,7 @@ func (s *faultServer) serve(w http.ResponseWriter, r *http.Request) {
 func refuse(w http.ResponseWriter, status int, code string) {
 	w.Header().Set("Content-Type", "application/xml")
 	w.WriteHeader(status)
-	fmt.Fprintf(w, "<Error><Code>%s</Code><Message>told to</Message></Error>", code)
+	_, _ = fmt.Fprintf(w, "<Error><Code>%s</Code><Message>told to</Message></Error>", code)
 }
 
 type listResult struct {
@@ -347,10 +344,7 @@ func (s *faultServer) send(w http.ResponseWriter, r *http.Request, data []byte, 
 	if f.cut || f.stall {
 		data = data[:f.after]
 	}
-	n, _ := io.Copy(w, bytes.NewReader(data))
-	s.mu.Lock()
-	s.sent += n
-	s.mu.Unlock()
+	_, _ = io.Copy(w, bytes.NewReader(data))
 	if f.addLength > 0 {
 		_, _ = w.Write(make([]byte, f.addLength))
 	}

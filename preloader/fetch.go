@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -184,7 +183,7 @@ func (e *engine) settle(ctx context.Context, w *worker, f *file, err error) erro
 		return nil
 	}
 	if f.again == nil {
-		record, err := e.finish(f, w.buf)
+		record, err := e.finish(ctx, f, w.buf)
 		if err == nil {
 			e.finished(record)
 			return nil
@@ -258,8 +257,8 @@ func (e *engine) restart(ctx context.Context, f *file) error {
 	return nil
 }
 
-func twiceWrong(f *file, err error) *Failure {
-	out := &Failure{Code: ExitIntegrity, Err: err}
+func twiceWrong(f *file, err error) *ExitError {
+	out := &ExitError{Code: ExitIntegrity, Err: err}
 	if errors.Is(err, errChanged) {
 		out.Reason, out.Cause = "ObjectChanged", f.uri+" kept changing while it was being read"
 		out.Advice = "Wait until its upload has ended, or publish versions under new names."
@@ -281,7 +280,7 @@ func (e *engine) openFile(ctx context.Context, f *file) error {
 			return errChanged
 		}
 		f.object = now
-		if err := e.prove(f); err != nil {
+		if err := e.prove(ctx, f); err != nil {
 			return err
 		}
 	}
@@ -316,7 +315,7 @@ func (e *engine) openFile(ctx context.Context, f *file) error {
 func (e *engine) enroll(f *file, fresh bool) error {
 	if !fresh {
 		f.id = f.saved.ID
-		f.segments = mergeSegments(f.proof.crc, f.object.size, f.saved.segments)
+		f.segments = mergeSegments(f.proof.crc, f.object.size, f.proof.cut, f.saved.segments)
 		var have int64
 		for _, s := range f.segments {
 			have += s.n
@@ -339,7 +338,7 @@ func (e *engine) enroll(f *file, fresh bool) error {
 }
 
 // learn takes the checksum from the first answer for a small file.
-func (e *engine) learn(f *file, answered object) error {
+func (e *engine) learn(ctx context.Context, f *file, answered object) error {
 	f.mu.Lock()
 	chosen := f.chosen
 	f.mu.Unlock()
@@ -347,17 +346,23 @@ func (e *engine) learn(f *file, answered object) error {
 		return nil
 	}
 	f.object.sum, f.object.encrypted = answered.sum, answered.encrypted
-	return e.prove(f)
+	return e.prove(ctx, f)
 }
 
 // prove settles how the file will be checked.
-func (e *engine) prove(f *file) error {
+func (e *engine) prove(ctx context.Context, f *file) error {
+	if needsParts(e.opts.Verify, f.object) {
+		var err error
+		if f.object.part, err = e.src.firstPart(ctx, f.object.key); err != nil {
+			return err
+		}
+	}
 	p, err := choose(e.opts.Verify, f.object, f.small())
 	if err != nil {
-		return err
+		return exhausted("reading the checksum of "+f.uri, 1, err)
 	}
 	if e.opts.Verify == VerifyRequire && p.evidence == EvidenceSize {
-		return &Failure{
+		return &ExitError{
 			Code: ExitIntegrity, Reason: "NoChecksum", Cause: f.uri + " has no checksum that can be checked",
 			Advice: "Upload it again with a checksum (any current S3 client adds one), or set PRELOADER_VERIFY to auto.",
 		}
@@ -371,17 +376,17 @@ func (e *engine) prove(f *file) error {
 // finish checks a file whose bytes are all there and gives it its final name.
 // The journal is told first: a process that dies between the two then finds
 // either the final file, known by its time, or one to rename.
-func (e *engine) finish(f *file, buf []byte) (FileRecord, error) {
-	crc, err := f.wholeCRC()
-	if err != nil {
-		return FileRecord{}, err
-	}
+func (e *engine) finish(ctx context.Context, f *file, buf []byte) (FileRecord, error) {
 	if !f.chosen { // an empty file, for which nothing was asked
-		if err := e.prove(f); err != nil {
+		if err := e.prove(ctx, f); err != nil {
 			return FileRecord{}, err
 		}
 	}
-	if err := f.proof.check(crc, io.NewSectionReader(f.temp, 0, f.object.size), buf); err != nil {
+	segments, err := f.whole()
+	if err != nil {
+		return FileRecord{}, err
+	}
+	if err := f.proof.check(segments, f.object.size, f.temp, buf); err != nil {
 		return FileRecord{}, err
 	}
 	info, err := f.temp.Stat()
@@ -395,7 +400,7 @@ func (e *engine) finish(f *file, buf []byte) (FileRecord, error) {
 	}
 	record := FileRecord{
 		Path: f.rel, Object: f.uri, Version: f.object.version(), Size: f.object.size, Modified: info.ModTime().UnixNano(),
-		CRC: f.proof.crc.name, Sum: f.proof.crc.encode(crc), Evidence: f.proof.evidence,
+		CRC: f.proof.crc.name, Sum: f.proof.crc.encode(f.proof.crc.total(segments)), Evidence: f.proof.evidence,
 	}
 	if err := e.journal.finished(record); err != nil {
 		return FileRecord{}, diskFailure(e.store.dir, err)
@@ -403,16 +408,13 @@ func (e *engine) finish(f *file, buf []byte) (FileRecord, error) {
 	return record, e.store.publish(f.rel)
 }
 
-// wholeCRC combines the checks of the pieces, which must make up the file.
-func (f *file) wholeCRC() (uint64, error) {
+// whole returns the pieces of the file in order, which must leave no gap.
+func (f *file) whole() ([]segment, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.object.size == 0 {
-		return 0, nil
+	all := mergeSegments(f.proof.crc, f.object.size, f.proof.cut, f.segments)
+	if len(gaps(f.object.size, all)) > 0 {
+		return nil, &corruptError{"some of its bytes are missing"}
 	}
-	whole := mergeSegments(f.proof.crc, f.object.size, f.segments)
-	if len(whole) != 1 || whole[0].off != 0 || whole[0].n != f.object.size {
-		return 0, &corruptError{"some of its bytes are missing"}
-	}
-	return whole[0].crc, nil
+	return all, nil
 }

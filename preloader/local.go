@@ -17,7 +17,7 @@ import (
 func linkLocal(path, dest string, filter Filter, log *slog.Logger, report *Report) error {
 	info, err := os.Stat(path)
 	if err != nil {
-		return &Failure{
+		return &ExitError{
 			Code: ExitNotFound, Reason: "NotFound", Cause: "local path " + path + " cannot be found",
 			Advice: "Check the path within the volume, and that the claim is mounted.", Err: err,
 		}
@@ -43,7 +43,7 @@ func linkLocal(path, dest string, filter Filter, log *slog.Logger, report *Repor
 		report.Files++
 	}
 	if report.Files == 0 {
-		return &Failure{
+		return &ExitError{
 			Code: ExitNotFound, Reason: "NoModel", Cause: "no model found in " + path,
 			Advice: "Check the path within the volume and the allow and ignore patterns.",
 		}

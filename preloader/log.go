@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -59,7 +60,7 @@ func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
 
 // WithAttrs returns a handler that adds attrs to every line.
 func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &plainHandler{mu: h.mu, out: h.out, attrs: append(h.attrs[:len(h.attrs):len(h.attrs)], attrs...)}
+	return &plainHandler{mu: h.mu, out: h.out, attrs: append(slices.Clip(h.attrs), attrs...)}
 }
 
 // WithGroup returns the handler itself: nothing here is grouped.

@@ -18,6 +18,9 @@ type object struct {
 	modified time.Time
 	// sum is the store's checksum of the content, if it named one.
 	sum checksum
+	// part is the size of the pieces that the object was uploaded in, all but
+	// the last; 0 if that is not known or was not asked.
+	part int64
 	// encrypted means that the ETag is not an MD5 even if it looks like one.
 	encrypted bool
 }
@@ -44,11 +47,11 @@ type checksum struct {
 // body is the content of one answer to a ranged request.
 type body struct {
 	io.ReadCloser
-	// object is what the answer's headers say; size is that of the whole object.
+	// object is what the answer's headers say, but for its size.
 	object object
 }
 
-// source is where objects come from. Errors are a *Failure if no retry can
+// source is where objects come from. Errors are a *ExitError if no retry can
 // help, errChanged, a *throttled, or anything else for a passing trouble.
 type source interface {
 	// list returns the objects whose keys start with prefix, in key order. If
@@ -56,6 +59,8 @@ type source interface {
 	list(ctx context.Context, prefix string, siblings bool) ([]object, error)
 	// head returns the object as it is now, with its checksum.
 	head(ctx context.Context, key string) (object, error)
+	// firstPart returns the size of the first piece of an upload in pieces.
+	firstPart(ctx context.Context, key string) (int64, error)
 	// get opens the bytes of s. The answer is checked to be exactly these bytes
 	// of the version that o names.
 	get(ctx context.Context, o object, s span) (body, error)

@@ -118,7 +118,8 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 	if err := env.readNumbers(&opts); err != nil {
 		return Options{}, err
 	}
-	return opts, env.readWords(&opts)
+	err = env.readWords(&opts)
+	return opts, err
 }
 
 // environment is the process environment below the values that STORAGE_CONFIG
@@ -155,7 +156,7 @@ func overlayStorageConfig(getenv func(string) string) (environment, error) {
 	if config["type"] != "s3" {
 		return env, nil
 	}
-	for key, name := range map[string]string{
+	for key, name := range map[string]string{ //nolint:gosec // names, not secrets
 		"endpoint_url": "AWS_ENDPOINT_URL", "access_key_id": "AWS_ACCESS_KEY_ID",
 		"secret_access_key": "AWS_SECRET_ACCESS_KEY", "region": "AWS_DEFAULT_REGION",
 		"ca_bundle": "AWS_CA_BUNDLE", "verify_ssl": "S3_VERIFY_SSL", "anonymous": "awsAnonymousCredential",

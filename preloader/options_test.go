@@ -58,7 +58,8 @@ func TestOptionsFromEnv(t *testing.T) {
 		},
 		"STORAGE_CONFIG replaces variables, and its override replaces it": {
 			settings{
-				"AWS_ENDPOINT_URL": "http://other", "AWS_CA_BUNDLE": "/other.crt",
+				"AWS_ENDPOINT_URL": "http://other",
+				"AWS_CA_BUNDLE":    "/other.crt",
 				"STORAGE_CONFIG": `{"type":"s3","endpoint_url":"http://minio:9000","access_key_id":"id","secret_access_key":"secret",
 					"region":"eu-central-1","ca_bundle":"/ca.crt","verify_ssl":"1","bucket":"models"}`,
 				"STORAGE_OVERRIDE_CONFIG": `{"region":"eu-north-1","anonymous":"true"}`,

@@ -217,7 +217,7 @@ func cutAtHyphens(set []rune) [][]rune {
 		from, k = hyphen+1, hyphen+3
 	}
 	if rest := set[from:]; len(rest) > 0 {
-		chunks = append(chunks, rest[:len(rest):len(rest)])
+		chunks = append(chunks, slices.Clip(rest))
 	} else if len(chunks) > 0 {
 		chunks[len(chunks)-1] = append(chunks[len(chunks)-1], '-')
 	}

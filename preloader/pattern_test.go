@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -60,7 +61,7 @@ func FuzzFnmatch(f *testing.F) {
 	f.Add("[z-a-", "\xff")
 	f.Fuzz(func(t *testing.T, pattern, name string) {
 		fnmatch(pattern, name)
-		if !strings.ContainsAny(name, "*?[\xff") && strings.ToValidUTF8(name, "") == name && !fnmatch(name, name) {
+		if !strings.ContainsAny(name, "*?[") && utf8.ValidString(name) && !fnmatch(name, name) {
 			t.Errorf("the name %q does not match itself", name)
 		}
 		if !fnmatch("*"+name[len(name):]+"*", name) {

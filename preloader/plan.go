@@ -72,7 +72,11 @@ func split(spans []span, part int64) []span {
 // mergeSegments sorts segments and joins neighbours into one, combining their
 // checks. A segment that overlaps an earlier one, or lies outside the file, is
 // dropped: its bytes are then fetched again, which is always safe.
-func mergeSegments(kind *crcKind, size int64, in []segment) []segment {
+//
+// If cut is not 0, nothing is joined at multiples of it, and a segment that
+// lies across one is dropped, so that the check of each piece of that length
+// can be told at the end.
+func mergeSegments(kind *crcKind, size, cut int64, in []segment) []segment {
 	sorted := slices.Clone(in)
 	slices.SortFunc(sorted, func(a, b segment) int {
 		if a.off != b.off {
@@ -82,7 +86,7 @@ func mergeSegments(kind *crcKind, size int64, in []segment) []segment {
 	})
 	var out []segment
 	for _, s := range sorted {
-		if s.off < 0 || s.n <= 0 || s.off > size-s.n {
+		if s.off < 0 || s.n <= 0 || s.off > size-s.n || cut > 0 && s.off/cut != (s.end()-1)/cut {
 			continue
 		}
 		if len(out) == 0 {
@@ -92,7 +96,7 @@ func mergeSegments(kind *crcKind, size int64, in []segment) []segment {
 		last := &out[len(out)-1]
 		switch {
 		case s.off < last.end():
-		case s.off == last.end():
+		case s.off == last.end() && (cut == 0 || s.off%cut != 0):
 			last.crc = kind.combine(last.crc, s.crc, s.n)
 			last.n += s.n
 		default:

@@ -36,10 +36,14 @@ func TestGaps(t *testing.T) {
 		have []segment
 		want []span
 	}{
-		"nothing is there":      {size: 10, want: []span{{0, 10}}},
-		"everything is there":   {size: 10, have: []segment{{span: span{0, 10}}}},
-		"an empty file":         {},
-		"holes at every place":  {size: 10, have: []segment{{span: span{1, 2}}, {span: span{5, 1}}}, want: []span{{0, 1}, {3, 2}, {6, 4}}},
+		"nothing is there":    {size: 10, want: []span{{0, 10}}},
+		"everything is there": {size: 10, have: []segment{{span: span{0, 10}}}},
+		"an empty file":       {},
+		"holes at every place": {
+			size: 10,
+			have: []segment{{span: span{1, 2}}, {span: span{5, 1}}},
+			want: []span{{0, 1}, {3, 2}, {6, 4}},
+		},
 		"only the end is there": {size: 10, have: []segment{{span: span{4, 6}}}, want: []span{{0, 4}}},
 	}
 	for name, tc := range cases {
@@ -89,12 +93,12 @@ func TestPlanCoversEveryByteOnce(t *testing.T) {
 			}
 			have = append(have, s)
 		}
-		merged := mergeSegments(crc64NVME, size, have)
+		merged := mergeSegments(crc64NVME, size, 0, have)
 		all := append([]segment{}, merged...)
 		for _, p := range split(gaps(size, merged), 1+r.Int64N(100)) {
 			all = append(all, segment{p, crc64NVME.update(0, data[p.off:p.end()])})
 		}
-		whole := mergeSegments(crc64NVME, size, all)
+		whole := mergeSegments(crc64NVME, size, 0, all)
 		if size == 0 {
 			if len(whole) != 0 {
 				t.Fatalf("an empty file is planned as %v", whole)

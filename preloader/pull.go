@@ -16,7 +16,7 @@ const defaultConns = 8
 
 // Pull fetches every pair in turn, as KServe does, and stops at the first
 // failure. The report covers what was done until then; it is never nil.
-// The error, if any, is a *Failure or the cause of the context's end.
+// The error, if any, is a *ExitError or the cause of the context's end.
 func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*Report, error) {
 	if opts.Deadline > 0 {
 		var cancel context.CancelFunc
@@ -115,7 +115,7 @@ func (p *pull) run(ctx context.Context) error {
 }
 
 func (p *pull) nothingFound(listed int) error {
-	f := &Failure{
+	f := &ExitError{
 		Code: ExitNotFound, Reason: "NoModel", Cause: "no model found in " + p.pair.Source,
 		Advice: "Check the path in the storage URI: it must be an object's key, or a folder with objects below it.",
 	}
@@ -166,18 +166,12 @@ func (p *pull) missing(entries []entry) []*file {
 	for _, e := range entries {
 		uri := "s3://" + p.at.bucket + "/" + e.object.key
 		wanted[e.rel] = true
-		if r, ok := p.saved.done[e.rel]; ok && r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size &&
-			p.enough(r) && p.inPlace(r) {
+		r, ok := p.saved.done[e.rel]
+		if ok && r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size && p.enough(r) && p.inPlace(r) {
 			p.keep[e.rel] = r
 			continue
 		}
-		f := &file{entry: e, uri: uri}
-		if s := p.saved.begun[e.rel]; s != nil && s.Object == uri && s.Version == e.object.version() && s.Size == e.object.size {
-			f.saved = s
-		} else {
-			delete(p.saved.begun, e.rel)
-		}
-		files = append(files, f)
+		files = append(files, &file{entry: e, uri: uri, saved: p.begunBefore(e, uri)})
 	}
 	for rel, r := range p.saved.done {
 		if !wanted[rel] && p.inPlace(r) {
@@ -190,6 +184,17 @@ func (p *pull) missing(entries []entry) []*file {
 		}
 	}
 	return files
+}
+
+// begunBefore returns what an earlier run left of a file, and forgets what it
+// left of another version.
+func (p *pull) begunBefore(e entry, uri string) *savedFile {
+	s := p.saved.begun[e.rel]
+	if s != nil && s.Object == uri && s.Version == e.object.version() && s.Size == e.object.size {
+		return s
+	}
+	delete(p.saved.begun, e.rel)
+	return nil
 }
 
 // enough reports whether a file was checked as strictly as this run asks.
@@ -308,7 +313,7 @@ func (p *pull) fits(files []*file) error {
 	if need <= free {
 		return nil
 	}
-	return &Failure{
+	return &ExitError{
 		Code: ExitNoSpace, Reason: "NoSpace",
 		Cause: fmt.Sprintf("the model needs %s more in %s, which has %s left",
 			formatBytes(need), p.pair.Dest, formatBytes(free)),

@@ -3,9 +3,10 @@
 package preloader
 
 import (
-	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -35,11 +36,19 @@ func TestPullLaysFilesOutAsKServeDoes(t *testing.T) {
 		"the bucket alone brings everything": {
 			source: "s3://models",
 			want: []string{
-				"llama/config.json", "llama/empty", "llama/sub/deep/vocab.txt", "llama-70b/config.json", "llama.txt", "other/x", "top",
+				"llama/config.json",
+				"llama/empty",
+				"llama/sub/deep/vocab.txt",
+				"llama-70b/config.json",
+				"llama.txt",
+				"other/x",
+				"top",
 			},
 		},
 		"allowed patterns cross slashes": {
-			source: "s3://models/llama", env: settings{"STORAGE_ALLOW_PATTERNS": `["*.txt"]`}, want: []string{"sub/deep/vocab.txt"},
+			source: "s3://models/llama",
+			env:    settings{"STORAGE_ALLOW_PATTERNS": `["*.txt"]`},
+			want:   []string{"sub/deep/vocab.txt"},
 		},
 		"ignored patterns win": {
 			source: "s3://models/llama",
@@ -62,9 +71,7 @@ func TestPullLaysFilesOutAsKServeDoes(t *testing.T) {
 				s.put(key, data)
 			}
 			env := serverSettings(s)
-			for k, v := range tc.env {
-				env[k] = v
-			}
+			maps.Copy(env, tc.env)
 			dir := filepath.Join(t.TempDir(), "made", "for it")
 			wantCode(t, run(t, env, tc.source, dir), ExitOK, "Completed")
 			got := tree(t, dir)
@@ -116,9 +123,7 @@ func TestPullReportsWhatItCannotFind(t *testing.T) {
 			s := newFaultServer(t)
 			s.put("llama/config.json", []byte("{}"))
 			env := serverSettings(s)
-			for k, v := range tc.env {
-				env[k] = v
-			}
+			maps.Copy(env, tc.env)
 			out := run(t, env, tc.source, t.TempDir())
 			wantCode(t, out, tc.code, tc.reason)
 			if !strings.Contains(out.last, tc.advice) {
@@ -171,7 +176,7 @@ func TestPullTakesOddButLegalKeys(t *testing.T) {
 	s := newFaultServer(t)
 	want := map[string][]byte{}
 	for i, rel := range []string{"a b", "ü/漢字", "a..b", "...", "a+b%2Fc", "quote'\"", "semi;colon?x=y#z", "-dash", "tab\there"} {
-		data := []byte(fmt.Sprint(i))
+		data := []byte(strconv.Itoa(i))
 		want[rel] = data
 		s.put("m/"+rel, data)
 	}
@@ -236,11 +241,13 @@ func TestPullAgainFetchesOnlyWhatChanged(t *testing.T) {
 	changes := map[string]func(t *testing.T, s *faultServer, dir string){
 		"the object": func(_ *testing.T, s *faultServer, _ string) { s.put("m/b", []byte("new b")) },
 		"the file": func(t *testing.T, _ *faultServer, dir string) {
+			t.Helper()
 			if err := os.WriteFile(filepath.Join(dir, "b"), []byte("bad b"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		},
 		"the file is gone": func(t *testing.T, _ *faultServer, dir string) {
+			t.Helper()
 			if err := os.Remove(filepath.Join(dir, "b")); err != nil {
 				t.Fatal(err)
 			}
@@ -297,7 +304,10 @@ func TestPullLinksLocalPaths(t *testing.T) {
 			wantCode(t, run(t, nil, source, dir), ExitOK, "Completed")
 			wantTree(t, dir, map[string][]byte{"model.bin": []byte("model.bin"), "config.json": []byte("config.json")})
 		}
-		if target, err := os.Readlink(filepath.Join(dir, "model.bin")); err != nil || target != filepath.Join(claim, "model.bin") {
+		if target, err := os.Readlink(
+			filepath.Join(dir, "model.bin"),
+		); err != nil ||
+			target != filepath.Join(claim, "model.bin") {
 			t.Errorf("model.bin links to %q (%v)", target, err)
 		}
 	}

@@ -89,7 +89,7 @@ type lastWord struct {
 
 // terminationMessage returns a sentence for people and a line for programs, in
 // at most longestMessage bytes.
-func terminationMessage(r *Report, f *Failure) string {
+func terminationMessage(r *Report, f *ExitError) string {
 	word := lastWord{Reason: "Completed", Report: r}
 	var text string
 	if f != nil {
@@ -109,7 +109,7 @@ func terminationMessage(r *Report, f *Failure) string {
 }
 
 // sentence words a failure: cause, detail, advice.
-func sentence(f *Failure) string {
+func sentence(f *ExitError) string {
 	text := strings.TrimSuffix(oneLine(f.Error()), ".") + "."
 	if f.Advice != "" {
 		text += " " + f.Advice

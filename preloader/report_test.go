@@ -14,21 +14,33 @@ import (
 
 func TestTerminationMessageFitsAndEndsInJSON(t *testing.T) {
 	cases := map[string]struct {
-		failure *Failure
+		failure *ExitError
 		want    string
 	}{
 		"success": {nil, "Model ready: 2 files"},
 		"failure": {
-			&Failure{Code: 66, Reason: "NoModel", Cause: "no model", Advice: "Look closer.", Err: errors.New("404\n  NotFound")},
+			&ExitError{
+				Code:   66,
+				Reason: "NoModel",
+				Cause:  "no model",
+				Advice: "Look closer.",
+				Err:    errors.New("404\n  NotFound"),
+			},
 			"no model: 404 NotFound. Look closer.",
 		},
 		"a failure that is far too long": {
-			&Failure{Code: 1, Reason: "Failed", Cause: strings.Repeat("ä", 5000), Advice: "Write less."}, "ä…",
+			&ExitError{Code: 1, Reason: "Failed", Cause: strings.Repeat("ä", 5000), Advice: "Write less."}, "ä…",
 		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			report := &Report{Files: 2, Bytes: 3e9, Fetched: 1e9, Seconds: 2, Evidence: map[Evidence]int{EvidenceChecksum: 1, EvidenceSize: 1}}
+			report := &Report{
+				Files:    2,
+				Bytes:    3e9,
+				Fetched:  1e9,
+				Seconds:  2,
+				Evidence: map[Evidence]int{EvidenceChecksum: 1, EvidenceSize: 1},
+			}
 			got := terminationMessage(report, tc.failure)
 			if len(got) > 2048 || !utf8.ValidString(got) {
 				t.Errorf("%d bytes, valid UTF-8: %t", len(got), utf8.ValidString(got))

@@ -24,8 +24,7 @@ func delayBefore(n int, err error) time.Duration {
 		bound = min(longest, firstDelay<<(n-1))
 	}
 	delay := rand.N(bound) //nolint:gosec // spreading needs no secrecy
-	var t *throttled
-	if errors.As(err, &t) {
+	if t, ok := errors.AsType[*throttled](err); ok {
 		delay = max(delay, t.after)
 	}
 	return delay
@@ -45,7 +44,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // retryable reports whether trying again may help.
 func retryable(err error) bool {
-	var f *Failure
+	var f *ExitError
 	return !errors.As(err, &f) && !errors.Is(err, errChanged)
 }
 
@@ -77,6 +76,16 @@ func (p patient) head(ctx context.Context, key string) (object, error) {
 	return found, err
 }
 
+func (p patient) firstPart(ctx context.Context, key string) (int64, error) {
+	var size int64
+	err := p.repeat(ctx, "reading the head of a part", func() error {
+		var err error
+		size, err = p.source.firstPart(ctx, key)
+		return err
+	})
+	return size, err
+}
+
 // repeat calls again until it works, cannot work, or the attempts are used up.
 func (p patient) repeat(ctx context.Context, what string, call func() error) error {
 	for n := 1; ; n++ {
@@ -99,8 +108,8 @@ func (p patient) repeat(ctx context.Context, what string, call func() error) err
 }
 
 // exhausted words the trouble that outlasted all retries.
-func exhausted(what string, attempts int, err error) *Failure {
-	f := &Failure{
+func exhausted(what string, attempts int, err error) *ExitError {
+	f := &ExitError{
 		Code: ExitUnavailable, Reason: "Unavailable", Cause: what + " failed after repeated tries",
 		Advice: "Check that the endpoint is reachable from this node; the next start goes on where this one stopped.", Err: err,
 	}

@@ -105,6 +105,14 @@ func (s *s3Source) head(ctx context.Context, key string) (object, error) {
 	}, nil
 }
 
+func (s *s3Source) firstPart(ctx context.Context, key string) (int64, error) {
+	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.bucket, Key: &key, PartNumber: aws.Int32(1)}, s.atRegion)
+	if err != nil {
+		return 0, fmt.Errorf("reading the first part's head of s3://%s/%s: %w", s.bucket, key, s.explain(err, key))
+	}
+	return aws.ToInt64(out.ContentLength), nil
+}
+
 // get asks for the bytes of one span, or for the whole object without a Range,
 // which lets the answer carry the object's checksum.
 func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
@@ -134,9 +142,10 @@ func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
 			"SHA256": out.ChecksumSHA256, "SHA1": out.ChecksumSHA1, "SHA512": out.ChecksumSHA512, "MD5": out.ChecksumMD5,
 		}),
 	}}
-	b.object.size, err = answeredSize(o, part, aws.ToString(out.ContentRange), out.ContentLength)
-	if err == nil && b.object.version() != o.version() {
+	if b.object.version() != o.version() {
 		err = errChanged
+	} else {
+		err = checkRange(o, part, aws.ToString(out.ContentRange), out.ContentLength)
 	}
 	if err != nil {
 		_ = out.Body.Close()
@@ -149,30 +158,28 @@ func checksumHeader(stack *middleware.Stack) error {
 	return smithyhttp.AddHeaderValue("x-amz-checksum-mode", "ENABLED")(stack)
 }
 
-// answeredSize checks that an answer holds exactly the span that was asked for,
-// and returns the size of the whole object that it claims.
-func answeredSize(o object, part span, contentRange string, length *int64) (int64, error) {
+// checkRange checks that an answer holds exactly the span that was asked for.
+func checkRange(o object, part span, contentRange string, length *int64) error {
 	if contentRange == "" {
 		// No range in the answer means the whole object, asked for or not.
 		if part.off != 0 || length == nil || *length != part.n {
-			return 0, &protocolError{fmt.Sprintf("the server answered %d bytes for bytes %d to %d of %d",
+			return &protocolError{fmt.Sprintf("the server answered %d bytes for bytes %d to %d of %d",
 				aws.ToInt64(length), part.off, part.end()-1, o.size)}
 		}
-		return *length, nil
+		return nil
 	}
-	want := fmt.Sprintf("bytes %d-%d/", part.off, part.end()-1)
-	total, ok := strings.CutPrefix(contentRange, want)
-	size, err := strconv.ParseInt(total, 10, 64)
-	if !ok || err != nil {
-		return 0, &protocolError{fmt.Sprintf("the server answered range %q, want %q", contentRange, want)}
+	answered, total, _ := strings.Cut(contentRange, "/")
+	if size, err := strconv.ParseInt(total, 10, 64); err == nil && size != o.size {
+		return errChanged
+	}
+	want := fmt.Sprintf("bytes %d-%d", part.off, part.end()-1)
+	if answered != want {
+		return &protocolError{fmt.Sprintf("the server answered range %q, want %q", contentRange, want)}
 	}
 	if length != nil && *length != part.n {
-		return 0, &protocolError{fmt.Sprintf("the server answered %d bytes for a range of %d", *length, part.n)}
+		return &protocolError{fmt.Sprintf("the server answered %d bytes for a range of %d", *length, part.n)}
 	}
-	if size != o.size {
-		return 0, errChanged
-	}
-	return size, nil
+	return nil
 }
 
 // keyEncrypted reports whether the object's ETag cannot be an MD5.

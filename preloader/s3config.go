@@ -35,7 +35,7 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 	if opts.CABundle != "" {
 		pem, err := os.ReadFile(opts.CABundle)
 		if err != nil {
-			return nil, &Failure{
+			return nil, &ExitError{
 				Code: ExitConfig, Reason: "CABundle", Cause: "the CA bundle cannot be read",
 				Advice: "Check AWS_CA_BUNDLE, or CA_BUNDLE_CONFIGMAP_NAME and its mount.", Err: err,
 			}
@@ -51,7 +51,7 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, load...)
 	if err != nil {
-		return nil, &Failure{
+		return nil, &ExitError{
 			Code: ExitConfig, Reason: "Configuration", Cause: "the AWS configuration cannot be loaded",
 			Advice: "Check the AWS_* environment variables and the CA bundle.", Err: err,
 		}
@@ -86,7 +86,7 @@ func haveCredentials(ctx context.Context, provider aws.CredentialsProvider, opts
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return &Failure{
+	return &ExitError{
 		Code: ExitDenied, Reason: "NoCredentials", Cause: "no usable AWS credentials were found",
 		Advice: "Give the service a ServiceAccount with an S3 secret or a role, " +
 			"or annotate the secret with serving.kserve.io/s3-useanoncredential for a public bucket.",
@@ -115,6 +115,6 @@ func httpClient(opts Options, conns int) *awshttp.BuildableClient {
 			if t.TLSClientConfig == nil {
 				t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 			}
-			t.TLSClientConfig.InsecureSkipVerify = !opts.VerifyTLS //nolint:gosec // only if S3_VERIFY_SSL says so
+			t.TLSClientConfig.InsecureSkipVerify = !opts.VerifyTLS
 		})
 }

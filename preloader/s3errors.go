@@ -17,7 +17,7 @@ import (
 const adviceCredentials = "Check the secret of the service's ServiceAccount, or its role, " +
 	"and that it allows s3:ListBucket and s3:GetObject here."
 
-// explain turns an SDK error into what the engine understands: a *Failure where
+// explain turns an SDK error into what the engine understands: a *ExitError where
 // no retry helps, errChanged, a *throttled, or the error itself. what is the
 // key or prefix in question.
 func (s *s3Source) explain(err error, what string) error {
@@ -29,8 +29,7 @@ func (s *s3Source) explain(err error, what string) error {
 		return err
 	}
 	code := ""
-	var api smithy.APIError
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		code = api.ErrorCode()
 	}
 	return s.explainStatus(err, answer, code, what)
@@ -42,12 +41,12 @@ func (s *s3Source) explainStatus(err error, answer *smithyhttp.ResponseError, co
 	case status == http.StatusPreconditionFailed, status == http.StatusRequestedRangeNotSatisfiable:
 		return errChanged
 	case code == "NoSuchBucket":
-		return &Failure{
+		return &ExitError{
 			Code: ExitNotFound, Reason: "NoSuchBucket", Cause: "bucket " + s.bucket + " does not exist",
 			Advice: "Check the bucket's name in the storage URI, and the endpoint and region.", Err: brief(err, status, code),
 		}
 	case status == http.StatusNotFound:
-		return &Failure{
+		return &ExitError{
 			Code: ExitNotFound, Reason: "NotFound", Cause: uri + " does not exist",
 			Advice: "Check the path in the storage URI; it may have been removed during the download.",
 			Err:    brief(err, status, code),
@@ -57,12 +56,12 @@ func (s *s3Source) explainStatus(err error, answer *smithyhttp.ResponseError, co
 	case status >= http.StatusInternalServerError, code == "RequestTimeout":
 		return brief(err, status, code)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, code == "ExpiredToken", code == "InvalidToken":
-		return &Failure{
+		return &ExitError{
 			Code: ExitDenied, Reason: "AccessDenied", Cause: "the store refused access to " + uri,
 			Advice: adviceCredentials, Err: brief(err, status, code),
 		}
 	case status >= http.StatusBadRequest, status >= http.StatusMultipleChoices:
-		return &Failure{
+		return &ExitError{
 			Code: ExitConfig, Reason: "BadRequest", Cause: "the store refused the request for " + uri,
 			Advice: "Check the endpoint, the region and the addressing style.", Err: brief(err, status, code),
 		}
@@ -81,7 +80,7 @@ func brief(err error, status int, code string) error {
 }
 
 // explainTLS recognises certificates that no retry will make valid.
-func explainTLS(err error) *Failure {
+func explainTLS(err error) *ExitError {
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var host x509.HostnameError
@@ -89,7 +88,7 @@ func explainTLS(err error) *Failure {
 	if !errors.As(err, &unknown) && !errors.As(err, &invalid) && !errors.As(err, &host) && !errors.As(err, &verification) {
 		return nil
 	}
-	return &Failure{
+	return &ExitError{
 		Code: ExitConfig, Reason: "Certificate", Cause: "the endpoint's certificate is not trusted",
 		Advice: "Give its authority in AWS_CA_BUNDLE or a CA bundle ConfigMap, or set S3_VERIFY_SSL to 0.", Err: err,
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"strings"
@@ -53,7 +54,7 @@ func openStore(ctx context.Context, dir string, waiting func()) (*store, error) 
 		return nil, err
 	}
 	var fsStat unix.Statfs_t
-	if err := unix.Fstatfs(int(s.lock.Fd()), &fsStat); err == nil { //nolint:gosec // a descriptor fits an int
+	if err := unix.Fstatfs(int(s.lock.Fd()), &fsStat); err == nil {
 		s.memory = fsStat.Type == unix.TMPFS_MAGIC || fsStat.Type == unix.RAMFS_MAGIC
 	}
 	return s, nil
@@ -63,7 +64,7 @@ func openStore(ctx context.Context, dir string, waiting func()) (*store, error) 
 // systems without locks go without one.
 func (s *store) flock(ctx context.Context, waiting func()) error {
 	for first := true; ; first = false {
-		err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // a descriptor fits an int
+		err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil
 		}
@@ -115,7 +116,7 @@ func (s *store) openTemp(rel string, size int64, fresh bool) (*os.File, error) {
 // limit at once, so they are left to the writes.
 func (s *store) allocate(f *os.File, size int64) error {
 	if !s.memory && size > 0 {
-		err := retryInterrupted(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) }) //nolint:gosec // fits
+		err := retryInterrupted(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) })
 		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
 			return fmt.Errorf("reserving %s: %w", formatBytes(size), err)
 		}
@@ -143,14 +144,6 @@ func (s *store) publish(rel string) error {
 		}
 	}
 	if err := s.root.Rename(tempName(rel), rel); err != nil {
-		return diskFailure(s.dir, err)
-	}
-	return nil
-}
-
-// drop removes the gathering file of rel.
-func (s *store) drop(rel string) error {
-	if err := s.root.Remove(tempName(rel)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return diskFailure(s.dir, err)
 	}
 	return nil
@@ -210,21 +203,20 @@ func (s *store) allocated(rel string) int64 {
 // free returns how many bytes the file system would still take from us.
 func (s *store) free() (int64, bool) {
 	var st unix.Statfs_t
-	err := unix.Fstatfs(int(s.lock.Fd()), &st) //nolint:gosec // a descriptor fits an int
+	err := unix.Fstatfs(int(s.lock.Fd()), &st)
 	if err != nil || st.Blocks == 0 {
 		// Some network file systems count no blocks.
 		return 0, false
 	}
-	return int64(st.Bavail) * st.Bsize, true //nolint:gosec,unconvert // sizes of real file systems fit
+	return int64(min(st.Bavail, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, true //nolint:gosec // bounded
 }
 
 // diskFailure words an error of the destination's file system.
 func diskFailure(dir string, err error) error {
-	var f *Failure
-	if errors.As(err, &f) {
+	if _, ok := errors.AsType[*ExitError](err); ok {
 		return err
 	}
-	out := &Failure{Code: ExitNoSpace, Reason: "CannotWrite", Cause: "cannot write to " + dir, Err: err}
+	out := &ExitError{Code: ExitNoSpace, Reason: "CannotWrite", Cause: "cannot write to " + dir, Err: err}
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		out.Reason, out.Cause = "NoSpace", "no space left in "+dir

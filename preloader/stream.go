@@ -27,7 +27,8 @@ type worker struct {
 // tries in a row that bring nothing count against the limit.
 func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span) error {
 	at := &cursor{span: part, pending: segment{span: span{off: part.off}}}
-	defer func() { e.flush(f, at) }()
+	// What arrived before trouble is kept for the next start, as far as that works.
+	defer func() { _ = e.flush(f, at) }()
 	for failures := 0; at.n > 0; {
 		before := at.off
 		err := e.stream(ctx, w, f, at)
@@ -76,11 +77,12 @@ func (e *engine) stream(ctx context.Context, w *worker, f *file, at *cursor) err
 		return stallOr(ctx, err)
 	}
 	defer b.Close() //nolint:errcheck // only read
-	if err := e.learn(f, b.object); err != nil {
+	if err := e.learn(ctx, f, b.object); err != nil {
 		return err
 	}
 	for at.n > 0 {
-		n, readErr := e.fill(w.buf[:min(int64(len(w.buf)), at.n)], b, watchdog)
+		want := min(int64(len(w.buf)), at.n, f.proof.untilCut(at.off))
+		n, readErr := e.fill(w.buf[:want], b, watchdog)
 		if n > 0 {
 			if err := e.put(f, at, w.buf[:n]); err != nil {
 				return err
@@ -127,7 +129,7 @@ func (e *engine) put(f *file, at *cursor, p []byte) error {
 	at.off += int64(len(p))
 	at.n -= int64(len(p))
 	e.progress.done.Add(int64(len(p)))
-	if at.pending.n >= recordEvery && at.n > 0 {
+	if at.n > 0 && (at.pending.n >= recordEvery || f.proof.untilCut(at.off) == f.proof.cut) {
 		return e.flush(f, at)
 	}
 	return nil

@@ -47,7 +47,7 @@ func layout(objects []object, prefix string, filter Filter) ([]entry, error) {
 	return entries, refuseFilesAsFolders(entries, taken)
 }
 
-// cleanRel returns rel as the file system would read it, or a Failure if that
+// cleanRel returns rel as the file system would read it, or an ExitError if that
 // lies outside the destination or within the preloader's own files.
 func cleanRel(key, rel string) (string, error) {
 	if strings.ContainsRune(rel, 0) {

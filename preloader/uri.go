@@ -37,8 +37,8 @@ type location struct {
 // parseSource tells what a source is, by KServe's rules and in their order: a
 // path that exists is local whatever it looks like.
 func parseSource(uri string) (location, error) {
-	if strings.HasPrefix(uri, "file://") {
-		return location{kind: sourceLocal, path: strings.TrimPrefix(uri, "file://")}, nil
+	if after, ok := strings.CutPrefix(uri, "file://"); ok {
+		return location{kind: sourceLocal, path: after}, nil
 	}
 	_, statErr := os.Stat(uri)
 	switch {

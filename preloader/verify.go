@@ -3,6 +3,7 @@
 package preloader
 
 import (
+	"bytes"
 	"crypto/md5"  //nolint:gosec // what S3 stores is checked with what S3 used
 	"crypto/sha1" //nolint:gosec // what S3 stores is checked with what S3 used
 	"crypto/sha256"
@@ -12,6 +13,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
+	"strconv"
 	"strings"
 )
 
@@ -23,7 +26,11 @@ const (
 	// EvidenceChecksum means that the store's checksum of the whole object was
 	// met, by combining the checks of the pieces or by one pass.
 	EvidenceChecksum Evidence = "object-checksum"
-	// EvidenceMD5 means that the MD5 in the ETag of a single upload was met.
+	// EvidenceParts means that the store's checksum of the checksums of the
+	// pieces of an upload was met.
+	EvidenceParts Evidence = "part-checksums"
+	// EvidenceMD5 means that the MD5 in the ETag was met: that of the object, or
+	// of the MD5s of its pieces.
 	EvidenceMD5 Evidence = "md5-etag"
 	// EvidenceSize means that size and version were met, and nothing else was
 	// at hand or wanted.
@@ -35,6 +42,8 @@ func (e Evidence) rank() int {
 	switch e {
 	case EvidenceChecksum:
 		return 1
+	case EvidenceParts:
+		return 2
 	case EvidenceMD5:
 		return 3
 	case EvidenceSize:
@@ -49,12 +58,14 @@ type proof struct {
 	// crc is computed while the bytes arrive, whether or not the store knows
 	// its value, because resuming and re-checking need it.
 	crc *crcKind
-	// wantCRC is the value to meet if evidence comes from crc.
-	wantCRC uint64
-	checked bool
 	// digest, if not nil, needs a pass over the finished file.
-	digest     func() hash.Hash
-	wantDigest []byte
+	digest func() hash.Hash
+	// want is the value to meet, of digest if there is one, else of crc; nil
+	// means that there is none.
+	want []byte
+	// cut is the length of the pieces whose values, one after the other, have
+	// the wanted value; 0 means that the whole file has it.
+	cut int64
 }
 
 // choose picks the best proof that the mode pays for. A pass over the file is
@@ -65,26 +76,84 @@ func choose(mode VerifyMode, o object, small bool) (proof, error) {
 	if mode == VerifyOff {
 		return p, nil
 	}
-	sum := o.sum
-	if kind := crcByName(sum.algorithm); kind != nil && !sum.composite {
-		want, err := kind.decode(sum.value)
-		if err != nil {
-			return p, err
-		}
-		return proof{evidence: EvidenceChecksum, crc: kind, wantCRC: want, checked: true}, nil
+	if p, ok, err := chooseChecksum(p, o); ok || err != nil {
+		return p, err
 	}
-	if make := digestByName(sum.algorithm); make != nil && !sum.composite {
-		want, err := base64.StdEncoding.DecodeString(sum.value)
-		if err != nil {
-			return p, fmt.Errorf("decoding %s checksum %q: %w", sum.algorithm, sum.value, err)
+	if want, parts := etagMD5(o); want != nil && (mode == VerifyRequire || small && parts == 0) {
+		if cut, ok := pieces(o, parts); ok {
+			p.evidence, p.digest, p.want, p.cut = EvidenceMD5, md5.New, want, cut
 		}
-		p.evidence, p.digest, p.wantDigest = EvidenceChecksum, make, want
-		return p, nil
-	}
-	if want, ok := etagMD5(o); ok && (mode == VerifyRequire || small) {
-		p.evidence, p.digest, p.wantDigest = EvidenceMD5, md5.New, want
 	}
 	return p, nil
+}
+
+// chooseChecksum fills in a proof by the store's own checksum, if that can be
+// computed here.
+func chooseChecksum(p proof, o object) (proof, bool, error) {
+	crc, digest := crcByName(o.sum.algorithm), digestByName(o.sum.algorithm)
+	if crc == nil && digest == nil {
+		return p, false, nil
+	}
+	text, count, composite := strings.Cut(o.sum.value, "-")
+	want, err := base64.StdEncoding.DecodeString(text)
+	if err == nil && crc != nil && len(want) != crc.bytes {
+		err = fmt.Errorf("%d bytes, want %d", len(want), crc.bytes)
+	}
+	if err != nil {
+		return p, false, &protocolError{fmt.Sprintf("the server's %s checksum %q is none: %v", o.sum.algorithm, o.sum.value, err)}
+	}
+	parts := 0
+	if composite || o.sum.composite {
+		if parts, err = strconv.Atoi(count); err != nil {
+			parts = unknownParts
+		}
+	}
+	cut, ok := pieces(o, parts)
+	if !ok {
+		return p, false, nil
+	}
+	p.evidence, p.digest, p.want, p.cut = EvidenceChecksum, digest, want, cut
+	if crc != nil {
+		p.crc = crc
+	}
+	if cut > 0 {
+		p.evidence = EvidenceParts
+	}
+	return p, true, nil
+}
+
+// pieces returns the length of the pieces of an upload in that many parts, if
+// it is known and fits the object; parts of unequal length cannot be told.
+func pieces(o object, parts int) (int64, bool) {
+	if parts == 0 {
+		return 0, true
+	}
+	fits := o.part > 0 && (o.size+o.part-1)/o.part == int64(parts)
+	return o.part, fits
+}
+
+// unknownParts stands for a composite checksum that does not say of how many.
+const unknownParts = -1
+
+// needsParts reports whether the length of the pieces decides how the object
+// can be checked.
+func needsParts(mode VerifyMode, o object) bool {
+	switch {
+	case mode == VerifyOff:
+		return false
+	case o.sum.algorithm != "":
+		return o.sum.composite
+	}
+	_, parts := etagMD5(o)
+	return mode == VerifyRequire && parts > 0
+}
+
+// untilCut returns how many bytes from off on belong to the same piece.
+func (p proof) untilCut(off int64) int64 {
+	if p.cut == 0 {
+		return math.MaxInt64
+	}
+	return p.cut - off%p.cut
 }
 
 func digestByName(name string) func() hash.Hash {
@@ -101,13 +170,20 @@ func digestByName(name string) func() hash.Hash {
 	return nil
 }
 
-// etagMD5 returns the MD5 that the ETag of a single, unencrypted upload is.
-func etagMD5(o object) ([]byte, bool) {
-	if o.encrypted || len(o.etag) != 2*md5.Size || strings.Contains(o.etag, "-") {
-		return nil, false
+// etagMD5 returns the MD5 that the ETag of an unencrypted upload is, or nil, and
+// the number of pieces that it was made of, 0 for a single upload.
+func etagMD5(o object) (sum []byte, parts int) {
+	text, count, inParts := strings.Cut(o.etag, "-")
+	sum, err := hex.DecodeString(text)
+	if o.encrypted || err != nil || len(sum) != md5.Size {
+		return nil, 0
 	}
-	sum, err := hex.DecodeString(o.etag)
-	return sum, err == nil
+	if inParts {
+		if parts, err = strconv.Atoi(count); err != nil || parts < 1 {
+			return nil, 0
+		}
+	}
+	return sum, parts
 }
 
 // corruptError says that bytes did not meet their proof.
@@ -115,24 +191,60 @@ type corruptError struct{ text string }
 
 func (c *corruptError) Error() string { return c.text }
 
-// check compares a whole file with its proof. crc is that of all its bytes; r
-// is read only if the proof needs another pass.
-func (p proof) check(crc uint64, r io.Reader, buf []byte) error {
-	if p.checked && crc != p.wantCRC {
-		return &corruptError{fmt.Sprintf("its %s is %s, the store says %s",
-			p.crc.name, p.crc.encode(crc), p.crc.encode(p.wantCRC))}
-	}
-	if p.digest == nil {
+// check compares a whole file with its proof. segments are all its pieces with
+// their checks, cut where the proof wants them cut; r is read only if the proof
+// needs another pass.
+func (p proof) check(segments []segment, size int64, r io.ReaderAt, buf []byte) error {
+	if p.want == nil {
 		return nil
 	}
-	h := p.digest()
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{r}, buf); err != nil {
+	var got []byte
+	var err error
+	if p.digest != nil {
+		got, err = p.digestOf(size, r, buf)
+	} else {
+		got = p.crcOf(segments)
+	}
+	if err != nil {
 		return fmt.Errorf("reading the file back: %w", err)
 	}
-	if got := h.Sum(nil); string(got) != string(p.wantDigest) {
-		return &corruptError{fmt.Sprintf("its digest is %x, the store says %x", got, p.wantDigest)}
+	if !bytes.Equal(got, p.want) {
+		return &corruptError{fmt.Sprintf("its checksum is %x, the store says %x", got, p.want)}
 	}
 	return nil
+}
+
+// crcOf returns the check of the file, or that of the checks of its pieces.
+func (p proof) crcOf(segments []segment) []byte {
+	if p.cut == 0 {
+		return p.crc.bytesOf(p.crc.total(segments))
+	}
+	var sums []byte
+	for _, s := range segments {
+		sums = append(sums, p.crc.bytesOf(s.crc)...)
+	}
+	return p.crc.bytesOf(p.crc.update(0, sums))
+}
+
+// digestOf returns the digest of the file, or that of the digests of its pieces.
+func (p proof) digestOf(size int64, r io.ReaderAt, buf []byte) ([]byte, error) {
+	pass := func(off, n int64) ([]byte, error) {
+		h := p.digest()
+		_, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(r, off, n)}, buf)
+		return h.Sum(nil), err
+	}
+	if p.cut == 0 {
+		return pass(0, size)
+	}
+	whole := p.digest()
+	for off := int64(0); off < size; off += p.cut {
+		sum, err := pass(off, min(p.cut, size-off))
+		if err != nil {
+			return nil, err
+		}
+		_, _ = whole.Write(sum)
+	}
+	return whole.Sum(nil), nil
 }
 
 // crcOf returns the check of everything that r still holds.
@@ -143,7 +255,7 @@ func crcOf(kind *crcKind, r io.Reader, buf []byte) (uint64, int64, error) {
 		n, err := r.Read(buf)
 		crc = kind.update(crc, buf[:n])
 		total += int64(n)
-		if err == io.EOF { //nolint:errorlint // io.Reader promises the bare value
+		if err == io.EOF {
 			return crc, total, nil
 		}
 		if err != nil {
