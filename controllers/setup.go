@@ -123,6 +123,12 @@ func addControllers(mgr ctrl.Manager, o Options) error {
 			setup: sidecarpolicy.New(c, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
 		},
 		{
+			name:  sidecarpolicy.ServicesName,
+			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
+			setup: sidecarpolicy.NewServiceReconciler(
+				c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
+		},
+		{
 			name:  canaryrollout.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind, routing.VirtualServiceKind},
 			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).SetupWithManager,

@@ -13,6 +13,9 @@ const (
 	ConditionAvailable = "Available"
 	// ConditionMetricsAvailable is True when the statistics of every serving instance of a Memcached could be read.
 	ConditionMetricsAvailable = "MetricsAvailable"
+	// ConditionSidecarsIncomplete is True on an InferenceService whose pods do not get all that its annotations and
+	// policies ask for; its message says why. An InferenceService that gets all does not have the condition.
+	ConditionSidecarsIncomplete = "SidecarsIncomplete"
 	// ConditionRouteApplied is True when the route of a CanaryRollout carries the wanted weights.
 	ConditionRouteApplied = "RouteApplied"
 )
@@ -37,6 +40,16 @@ const (
 	ReasonRefused = "Refused"
 	// ReasonMemcachedNotFound says that the Memcached that a SidecarPolicy names does not exist.
 	ReasonMemcachedNotFound = "MemcachedNotFound"
+	// ReasonInvalidAnnotation says that an annotation of an InferenceService is unknown or has an impossible value.
+	ReasonInvalidAnnotation = "InvalidAnnotation"
+	// ReasonPolicyNotFound says that the SidecarPolicy that an InferenceService names does not exist.
+	ReasonPolicyNotFound = "PolicyNotFound"
+	// ReasonInvalidPolicy says that a SidecarPolicy that could pick an InferenceService cannot be understood.
+	ReasonInvalidPolicy = "InvalidPolicy"
+	// ReasonNoRoom says that a pod cannot have a sidecar beside what it has already.
+	ReasonNoRoom = "NoRoom"
+	// ReasonSidecarsComplete says that the pods of an InferenceService get all that is asked for, again.
+	ReasonSidecarsComplete = "SidecarsComplete"
 	// ReasonInferenceServiceNotFound says that an InferenceService that a CanaryRollout names does not exist.
 	ReasonInferenceServiceNotFound = "InferenceServiceNotFound"
 	// ReasonInferenceServiceNotReady says that an InferenceService that must take traffic is not ready for it.

@@ -24,6 +24,8 @@ const (
 	// AnnotationInjected is set by the pod webhook on every pod that it equipped; its value identifies the plan, so
 	// that pods with an outdated plan can be told apart.
 	AnnotationInjected = GroupName + "/injected"
+	// AnnotationProblems is set by the pod webhook on a pod that it could not equip as asked; its value says why.
+	AnnotationProblems = GroupName + "/problems"
 	// AnnotationAppliedHash is set on every object that Outrigger applies; its value identifies what was applied, so
 	// that an object that is up to date is not written again, also after a restart of the manager.
 	AnnotationAppliedHash = GroupName + "/applied-hash"

@@ -57,7 +57,7 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	return admission.PatchResponseFromRaw(request.Object.Raw, mutated).WithWarnings(problems...)
+	return admission.PatchResponseFromRaw(request.Object.Raw, mutated).WithWarnings(warnings(problems)...)
 }
 
 // subject tells what is known of the pod's InferenceService. KServe copies labels and annotations from there to the
@@ -74,4 +74,12 @@ func (h *Handler) subject(ctx context.Context, namespace string, pod *corev1.Pod
 	}
 	subject.Labels, subject.Annotations = service.Labels, kserve.AnnotationsOf(&service, subject.Component)
 	return subject
+}
+
+func warnings(problems []sidecar.Problem) []string {
+	list := make([]string, len(problems))
+	for i, p := range problems {
+		list[i] = "outrigger: " + p.Message
+	}
+	return list
 }

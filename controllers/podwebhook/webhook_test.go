@@ -33,12 +33,12 @@ const namespace = "models"
 
 var images = sidecar.Images{Preloader: "preloader:1", FeatureCache: "outrigger:1"}
 
-func scheme(t testing.TB) *runtime.Scheme {
-	t.Helper()
+func scheme(tb testing.TB) *runtime.Scheme {
+	tb.Helper()
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, kserve.AddToScheme} {
 		if err := add(s); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	return s
@@ -77,8 +77,8 @@ func pod(service string, annotations map[string]string) *corev1.Pod {
 	}
 }
 
-func request(t testing.TB, raw []byte) admission.Request {
-	t.Helper()
+func request(tb testing.TB, raw []byte) admission.Request {
+	tb.Helper()
 	return admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{
 		UID: "1", Namespace: namespace, Operation: admissionv1.Create, Object: runtime.RawExtension{Raw: raw},
 	}}
@@ -176,7 +176,7 @@ func TestPodsPassWhenPoliciesCannotBeRead(t *testing.T) {
 	}).Build()
 	got, response := admit(t, podwebhook.New(c, admission.NewDecoder(s), images), pod("m", nil))
 	if got.Spec.InitContainers[0].Image != "kserve:1" || len(response.Warnings) != 1 {
-		t.Errorf("image %s, warnings %q; want the pod unchanged and a warning", got.Spec.InitContainers[0].Image, response.Warnings)
+		t.Errorf("image %s, warnings %q; want no change and a warning", got.Spec.InitContainers[0].Image, response.Warnings)
 	}
 }
 

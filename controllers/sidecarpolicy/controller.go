@@ -109,12 +109,18 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Named(Name).
 		For(&v1alpha1.SidecarPolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.SidecarPolicy{}, neighbours, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&kserve.InferenceService{}, neighbours, builder.WithPredicates(predicate.Or[client.Object](
-			predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{},
-		))).
+		Watches(&kserve.InferenceService{}, neighbours, builder.WithPredicates(serviceChanged())).
 		Watches(&v1alpha1.Memcached{}, neighbours, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(podMetadata(), neighbours, builder.WithPredicates(podChanged())).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
+}
+
+// serviceChanged passes events of InferenceServices that can change what is decided about them; KServe writes their
+// status often.
+func serviceChanged() predicate.Predicate {
+	return predicate.Or[client.Object](
+		predicate.GenerationChangedPredicate{}, predicate.LabelChangedPredicate{}, predicate.AnnotationChangedPredicate{},
+	)
 }
 
 func (r *Reconciler) policiesBeside(ctx context.Context, object client.Object) []reconcile.Request {

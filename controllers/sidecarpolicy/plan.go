@@ -34,9 +34,7 @@ func statusFor(policy *v1alpha1.SidecarPolicy, seen observed) v1alpha1.SidecarPo
 		service := &seen.services[i]
 		picked := false
 		for _, component := range policy.Spec.Components {
-			subject := sidecar.Subject{
-				Labels: service.Labels, Annotations: kserve.AnnotationsOf(service, component), Component: component,
-			}
+			subject := subjectOf(service, component)
 			if !picks(policy, subject, seen.policies) {
 				continue
 			}

@@ -79,6 +79,45 @@ func AnnotationsOf(isvc *InferenceService, component v1alpha1.Component) map[str
 	return merged
 }
 
+// Has reports whether an InferenceService has a component.
+func Has(isvc *InferenceService, component v1alpha1.Component) bool {
+	return component == v1alpha1.ComponentPredictor || component == v1alpha1.ComponentTransformer && isvc.Spec.Transformer != nil
+}
+
+// StorageURIs returns the addresses that a component's models come from, as far as the InferenceService itself gives
+// them: none for those whose address is in a storage secret.
+func StorageURIs(isvc *InferenceService, component v1alpha1.Component) []string {
+	var list []v1beta1.StorageUri
+	var implementation *v1beta1.ComponentImplementation
+	switch component {
+	case v1alpha1.ComponentPredictor:
+		list = isvc.Spec.Predictor.StorageUris
+		implementation = first(isvc.Spec.Predictor.GetImplementations())
+	case v1alpha1.ComponentTransformer:
+		if isvc.Spec.Transformer != nil {
+			list = isvc.Spec.Transformer.StorageUris
+			implementation = first(isvc.Spec.Transformer.GetImplementations())
+		}
+	}
+	var uris []string
+	for i := range list {
+		uris = append(uris, list[i].Uri)
+	}
+	if implementation != nil {
+		if uri := (*implementation).GetStorageUri(); uri != nil && *uri != "" {
+			uris = append(uris, *uri)
+		}
+	}
+	return uris
+}
+
+func first(list []v1beta1.ComponentImplementation) *v1beta1.ComponentImplementation {
+	if len(list) == 0 {
+		return nil
+	}
+	return &list[0]
+}
+
 // PredictorReady reports whether the predictor can take requests, by KServe's own condition.
 func PredictorReady(isvc *InferenceService) bool {
 	return isvc.Status.IsConditionReady(v1beta1.PredictorReady)

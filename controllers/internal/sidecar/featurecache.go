@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
@@ -82,7 +81,7 @@ func featureCacheContainer(pod *corev1.Pod, image string) corev1.Container {
 	var user *int64
 	if s := pod.Spec.SecurityContext; s != nil && s.RunAsUser != nil && *s.RunAsUser == 0 {
 		// A pod that runs as root would have the kubelet refuse this container, which must not.
-		user = ptr.To(featureCacheUser)
+		user = new(featureCacheUser)
 	}
 	return corev1.Container{
 		Name:            v1alpha1.ContainerFeatureCache,
@@ -114,9 +113,9 @@ func featureCacheContainer(pod *corev1.Pod, image string) corev1.Container {
 			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("128Mi")},
 		},
 		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: ptr.To(false),
-			ReadOnlyRootFilesystem:   ptr.To(true),
-			RunAsNonRoot:             ptr.To(true),
+			AllowPrivilegeEscalation: new(false),
+			ReadOnlyRootFilesystem:   new(true),
+			RunAsNonRoot:             new(true),
 			RunAsUser:                user,
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
@@ -131,7 +130,7 @@ func ringConfigVolume(memcached string) corev1.Volume {
 	return corev1.Volume{Name: ringVolume, VolumeSource: corev1.VolumeSource{
 		ConfigMap: &corev1.ConfigMapVolumeSource{
 			LocalObjectReference: corev1.LocalObjectReference{Name: v1alpha1.RingConfigMapName(memcached)},
-			Optional:             ptr.To(true),
+			Optional:             new(true),
 		},
 	}}
 }

@@ -26,18 +26,18 @@ const (
 
 // Inject writes a plan into a pod. Doing it again changes nothing, and it may be done before or after KServe's webhook:
 // what is not there yet is equipped when the webhook is called again. Everything else in the pod stays as it is. What
-// the pod leaves no room for is not written, and reported, one sentence each: it would keep the pod from starting.
-func Inject(pod *corev1.Pod, plan Plan, images Images) []string {
+// the pod leaves no room for is not written, and reported: it would keep the pod from starting. The report is also put on the pod, for those who come later.
+func Inject(pod *corev1.Pod, plan Plan, images Images) []Problem {
 	if plan.IsZero() {
 		return nil
 	}
-	var problems []string
+	var problems []Problem
 	if plan.Preload != nil {
 		injectPreload(pod, *plan.Preload, images.Preloader)
 	}
 	if plan.FeatureCache != nil {
 		if problem := noRoomForFeatureCache(pod); problem != "" {
-			problems = append(problems, problem)
+			problems = append(problems, Problem{Reason: v1alpha1.ReasonNoRoom, Message: problem})
 		} else {
 			injectFeatureCache(pod, *plan.FeatureCache, images.FeatureCache)
 		}
@@ -47,6 +47,9 @@ func Inject(pod *corev1.Pod, plan Plan, images Images) []string {
 		pod.Annotations = map[string]string{}
 	}
 	pod.Annotations[v1alpha1.AnnotationInjected] = plan.Hash()
+	if text := Join(problems); text != "" {
+		pod.Annotations[v1alpha1.AnnotationProblems] = text
+	}
 	return problems
 }
 
@@ -72,12 +75,15 @@ func injectPreload(pod *corev1.Pod, preload Preload, image string) {
 // others, so they stay with KServe's own image.
 func allFromS3(args []string) bool {
 	for i := 0; i < len(args); i += 2 {
-		if !strings.HasPrefix(args[i], s3Scheme) {
+		if !CanPreload(args[i]) {
 			return false
 		}
 	}
 	return len(args) > 0 && len(args)%2 == 0
 }
+
+// CanPreload reports whether the preloader can fetch a model from an address.
+func CanPreload(uri string) bool { return strings.HasPrefix(uri, s3Scheme) }
 
 // pullPolicy is what Kubernetes would choose for an image, which it does only when a container is made.
 func pullPolicy(image string) corev1.PullPolicy {
@@ -102,4 +108,13 @@ func setEnv(c *corev1.Container, name, value string) {
 
 func named(name string) func(corev1.Container) bool {
 	return func(c corev1.Container) bool { return c.Name == name }
+}
+
+// Join makes one text of problems, or "" of none.
+func Join(problems []Problem) string {
+	messages := make([]string, len(problems))
+	for i, p := range problems {
+		messages[i] = p.Message
+	}
+	return strings.Join(messages, "; ")
 }

@@ -204,8 +204,9 @@ func TestInjectInAnyOrder(t *testing.T) {
 			if got := container(t, pod, "storage-initializer").Image; got != images.Preloader {
 				t.Errorf("image %s of the storage-initializer", got)
 			}
-			if c := container(t, pod, v1alpha1.ContainerFeatureCache); ptr.Deref(c.RestartPolicy, "") != corev1.ContainerRestartPolicyAlways {
-				t.Errorf("the feature cache is no native sidecar: %v", c.RestartPolicy)
+			restart := container(t, pod, v1alpha1.ContainerFeatureCache).RestartPolicy
+			if ptr.Deref(restart, "") != corev1.ContainerRestartPolicyAlways {
+				t.Errorf("the feature cache is no native sidecar: %v", restart)
 			}
 			settled := pod.DeepCopy()
 			for _, call := range []func(*corev1.Pod){ours, theirs, ours} {
@@ -247,8 +248,11 @@ func TestInjectNeverKeepsAPodFromStarting(t *testing.T) {
 			tc.change(pod)
 			before := pod.DeepCopy()
 			problems := sidecar.Inject(pod, both, images)
-			if len(problems) != 1 || !strings.Contains(problems[0], tc.wantProblem) {
+			if len(problems) != 1 || !strings.Contains(problems[0].Message, tc.wantProblem) {
 				t.Errorf("problems %q, want one with %q", problems, tc.wantProblem)
+			}
+			if got := pod.Annotations[v1alpha1.AnnotationProblems]; !strings.Contains(got, tc.wantProblem) {
+				t.Errorf("the pod says %q", got)
 			}
 			if diff := cmp.Diff(before.Spec, pod.Spec); diff != "" {
 				t.Errorf("the pod was changed (-before +after):\n%s", diff)

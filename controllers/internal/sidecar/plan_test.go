@@ -51,9 +51,10 @@ func brokenSelector(p *v1alpha1.SidecarPolicy) {
 
 func TestResolve(t *testing.T) {
 	const (
-		preloadKey = v1alpha1.AnnotationPreload
-		cacheKey   = v1alpha1.AnnotationFeatureCache
-		policyKey  = v1alpha1.AnnotationSidecarPolicy
+		preloadKey  = v1alpha1.AnnotationPreload
+		cacheKey    = v1alpha1.AnnotationFeatureCache
+		policyKey   = v1alpha1.AnnotationSidecarPolicy
+		noComponent = "none"
 	)
 	auto := &sidecar.Preload{Verify: v1alpha1.VerifyAuto}
 	for name, tc := range map[string]struct {
@@ -110,6 +111,17 @@ func TestResolve(t *testing.T) {
 			policies: []v1alpha1.SidecarPolicy{policy("b", cache("second")), policy("a", cache("first"))},
 			want:     sidecar.Plan{FeatureCache: &sidecar.FeatureCache{Memcached: "first"}},
 		},
+		"a misspelt annotation is reported": {
+			annotations: map[string]string{v1alpha1.GroupName + "/preloads": "true"},
+			wantProblems: []string{"annotation outrigger.serverless.xyz/preloads is unknown; there are " +
+				preloadKey + ", " + cacheKey + " and " + policyKey},
+		},
+		"a value that can be no name is reported, and the policy's stays": {
+			annotations:  map[string]string{cacheKey: "My Cache"},
+			policies:     []v1alpha1.SidecarPolicy{policy("a", cache("features"))},
+			want:         sidecar.Plan{FeatureCache: &sidecar.FeatureCache{Memcached: "features"}},
+			wantProblems: []string{`annotation ` + cacheKey + `: "My Cache" is not the name of a Memcached; it is ignored`},
+		},
 		"labels that do not match": {
 			labels:   map[string]string{"team": "red"},
 			policies: []v1alpha1.SidecarPolicy{policy("a", selects("team", "blue"), cache("features"))},
@@ -152,16 +164,15 @@ func TestResolve(t *testing.T) {
 			want: sidecar.Plan{FeatureCache: &sidecar.FeatureCache{Memcached: "features"}},
 		},
 		"an explainer gets nothing, whatever its annotations say": {
-			component:   "none",
+			component:   noComponent,
 			annotations: map[string]string{preloadKey: "true", policyKey: "gone"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			subject := sidecar.Subject{Labels: tc.labels, Annotations: tc.annotations, Component: tc.component}
-			switch tc.component {
-			case "":
+			if tc.component == "" {
 				subject.Component = v1alpha1.ComponentPredictor
-			case "none":
+			} else if tc.component == noComponent {
 				subject.Component = ""
 			}
 			for range 4 { // in any order of the policies
@@ -169,7 +180,11 @@ func TestResolve(t *testing.T) {
 				if diff := cmp.Diff(tc.want, got); diff != "" {
 					t.Errorf("plan (-want +got):\n%s", diff)
 				}
-				if diff := cmp.Diff(tc.wantProblems, problems); diff != "" {
+				var messages []string
+				for _, p := range problems {
+					messages = append(messages, p.Message)
+				}
+				if diff := cmp.Diff(tc.wantProblems, messages); diff != "" {
 					t.Errorf("problems (-want +got):\n%s", diff)
 				}
 				rand.Shuffle(len(tc.policies), func(i, j int) {

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sidecar
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+)
+
+// Resolve merges policies and annotations into a plan. Of the policies that pick the subject, the one with the highest
+// priority decides each part, and of equals the one whose name comes first; the order of the list does not matter. An
+// annotation of the InferenceService wins over all policies. Values that make no sense are reported, and otherwise
+// treated as absent.
+func Resolve(subject Subject, policies []v1alpha1.SidecarPolicy) (Plan, []Problem) {
+	var plan Plan
+	if subject.Component == "" {
+		return plan, nil
+	}
+	picked, problems := Picked(subject, policies)
+	for i := range picked {
+		spec := &picked[i].Spec
+		if !slices.Contains(spec.Components, subject.Component) {
+			continue
+		}
+		if plan.Preload == nil && spec.Preload != nil {
+			plan.Preload = &Preload{Image: spec.Preload.Image, Verify: spec.Preload.Verify}
+		}
+		if plan.FeatureCache == nil && spec.FeatureCache != nil {
+			plan.FeatureCache = &FeatureCache{Memcached: spec.FeatureCache.MemcachedRef.Name}
+		}
+	}
+	return plan, append(problems, plan.override(subject.Annotations)...)
+}
+
+// override applies the annotations that speak of single features.
+func (p *Plan) override(annotations map[string]string) []Problem {
+	var problems []Problem
+	switch value := annotations[v1alpha1.AnnotationPreload]; value {
+	case "":
+	case "true":
+		if p.Preload == nil {
+			p.Preload = &Preload{Verify: v1alpha1.VerifyAuto}
+		}
+	case "false":
+		p.Preload = nil
+	default:
+		problems = append(problems, invalidAnnotation(v1alpha1.AnnotationPreload, value, "neither true nor false"))
+	}
+	switch value := annotations[v1alpha1.AnnotationFeatureCache]; {
+	case value == "":
+	case value == v1alpha1.AnnotationNone:
+		p.FeatureCache = nil
+	case !isName(value):
+		problems = append(problems, invalidAnnotation(v1alpha1.AnnotationFeatureCache, value, "not the name of a Memcached"))
+	default:
+		p.FeatureCache = &FeatureCache{Memcached: value}
+	}
+	return append(problems, unknownAnnotations(annotations)...)
+}
+
+// known are all annotations of Outrigger that an InferenceService may carry.
+var known = []string{
+	v1alpha1.AnnotationFeatureCache, v1alpha1.AnnotationPreload, v1alpha1.AnnotationSidecarPolicy,
+	v1alpha1.AnnotationInjected, v1alpha1.AnnotationProblems,
+}
+
+// unknownAnnotations reports annotations of Outrigger's that it does not know: most are misspelt.
+func unknownAnnotations(annotations map[string]string) []Problem {
+	var unknown []string
+	for key := range annotations {
+		if strings.HasPrefix(key, v1alpha1.GroupName+"/") && !slices.Contains(known, key) {
+			unknown = append(unknown, key)
+		}
+	}
+	slices.Sort(unknown)
+	problems := make([]Problem, 0, len(unknown))
+	for _, key := range unknown {
+		problems = append(problems, Problem{
+			Reason: v1alpha1.ReasonInvalidAnnotation,
+			Message: fmt.Sprintf("annotation %s is unknown; there are %s, %s and %s", key,
+				v1alpha1.AnnotationPreload, v1alpha1.AnnotationFeatureCache, v1alpha1.AnnotationSidecarPolicy),
+		})
+	}
+	return problems
+}
+
+func invalidAnnotation(key, value, what string) Problem {
+	const longest = 64
+	if len(value) > longest {
+		value = strings.ToValidUTF8(value[:longest], "") + "..."
+	}
+	return Problem{
+		Reason:  v1alpha1.ReasonInvalidAnnotation,
+		Message: fmt.Sprintf("annotation %s: %q is %s; it is ignored", key, value, what),
+	}
+}
+
+func isName(value string) bool { return len(validation.IsDNS1123Subdomain(value)) == 0 }
+
+// Picked returns the policies that pick an InferenceService, those that decide first coming first. The annotation that
+// names a policy replaces their selectors.
+func Picked(subject Subject, policies []v1alpha1.SidecarPolicy) ([]v1alpha1.SidecarPolicy, []Problem) {
+	name := subject.Annotations[v1alpha1.AnnotationSidecarPolicy]
+	if name == v1alpha1.AnnotationNone {
+		return nil, nil
+	}
+	if name != "" {
+		return pickedByName(name, policies)
+	}
+	var picked []v1alpha1.SidecarPolicy
+	var problems []Problem
+	for i := range policies {
+		ok, err := selects(&policies[i], subject)
+		if err != nil {
+			problems = append(problems, Problem{
+				Reason:  v1alpha1.ReasonInvalidPolicy,
+				Message: fmt.Sprintf("SidecarPolicy %s: %v", policies[i].Name, err),
+			})
+		}
+		if ok {
+			picked = append(picked, policies[i])
+		}
+	}
+	slices.SortFunc(picked, func(a, b v1alpha1.SidecarPolicy) int {
+		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority), cmp.Compare(a.Name, b.Name))
+	})
+	slices.SortFunc(problems, func(a, b Problem) int { return cmp.Compare(a.Message, b.Message) })
+	return picked, problems
+}
+
+func pickedByName(name string, policies []v1alpha1.SidecarPolicy) ([]v1alpha1.SidecarPolicy, []Problem) {
+	at := slices.IndexFunc(policies, func(p v1alpha1.SidecarPolicy) bool { return p.Name == name })
+	if at >= 0 {
+		return policies[at : at+1 : at+1], nil
+	}
+	if !isName(name) {
+		return nil, []Problem{invalidAnnotation(v1alpha1.AnnotationSidecarPolicy, name, "not the name of a SidecarPolicy")}
+	}
+	return nil, []Problem{{
+		Reason: v1alpha1.ReasonPolicyNotFound,
+		Message: fmt.Sprintf("annotation %s: there is no SidecarPolicy %q in this namespace",
+			v1alpha1.AnnotationSidecarPolicy, name),
+	}}
+}
+
+// selects reports whether a policy, by itself, picks a subject.
+func selects(policy *v1alpha1.SidecarPolicy, subject Subject) (bool, error) {
+	selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.Selector)
+	if err != nil {
+		return false, fmt.Errorf("spec.selector: %w", err)
+	}
+	return selector.Matches(labels.Set(subject.Labels)), nil
+}

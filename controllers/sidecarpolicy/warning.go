@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sidecarpolicy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
+)
+
+// maxWarning bounds the message of a warning in bytes.
+const maxWarning = 1024
+
+// components are all parts of an InferenceService that can be equipped.
+var components = []v1alpha1.Component{v1alpha1.ComponentPredictor, v1alpha1.ComponentTransformer}
+
+// around is what the warning of an InferenceService depends on, beside itself.
+type around struct {
+	// policies are all SidecarPolicies of the namespace.
+	policies []v1alpha1.SidecarPolicy
+	// pods are those of the InferenceService that are not being deleted.
+	pods []metav1.ObjectMeta
+	// memcacheds tells of each that the InferenceService would use whether it exists.
+	memcacheds map[string]bool
+}
+
+// cachesOf returns the names of the Memcacheds that the components of an InferenceService would use.
+func cachesOf(isvc *kserve.InferenceService, policies []v1alpha1.SidecarPolicy) []string {
+	var names []string
+	for _, component := range components {
+		plan, _ := sidecar.Resolve(subjectOf(isvc, component), policies)
+		if plan.FeatureCache != nil && !slices.Contains(names, plan.FeatureCache.Memcached) {
+			names = append(names, plan.FeatureCache.Memcached)
+		}
+	}
+	return names
+}
+
+// warningFor tells what an InferenceService's pods do not get, or nil.
+func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
+	var problems []sidecar.Problem
+	add := func(p sidecar.Problem) {
+		if !slices.Contains(problems, p) {
+			problems = append(problems, p)
+		}
+	}
+	for _, component := range components {
+		if !kserve.Has(isvc, component) {
+			continue
+		}
+		plan, found := sidecar.Resolve(subjectOf(isvc, component), seen.policies)
+		for _, p := range found {
+			add(p)
+		}
+		if plan.FeatureCache != nil && !seen.memcacheds[plan.FeatureCache.Memcached] {
+			add(sidecar.Problem{
+				Reason: v1alpha1.ReasonMemcachedNotFound,
+				Message: fmt.Sprintf("there is no Memcached %q in this namespace; until it is created every read of the "+
+					"feature cache is a miss", plan.FeatureCache.Memcached),
+			})
+		}
+		if p, ok := unfetchable(isvc, component); ok {
+			add(p)
+		}
+	}
+	for _, text := range podProblems(seen.pods) {
+		add(sidecar.Problem{Reason: v1alpha1.ReasonNoRoom, Message: text})
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	text := sidecar.Join(problems) + "."
+	if len(text) > maxWarning {
+		text = strings.ToValidUTF8(text[:maxWarning-3], "") + "..."
+	}
+	return &kserve.Warning{Type: v1alpha1.ConditionSidecarsIncomplete, Reason: problems[0].Reason, Message: text}
+}
+
+// unfetchable reports a preloader that an annotation asks for, of a model that it cannot fetch. A policy is meant for
+// many InferenceServices, so that there it is no mistake.
+func unfetchable(isvc *kserve.InferenceService, component v1alpha1.Component) (sidecar.Problem, bool) {
+	if kserve.AnnotationsOf(isvc, component)[v1alpha1.AnnotationPreload] != "true" {
+		return sidecar.Problem{}, false
+	}
+	for _, uri := range kserve.StorageURIs(isvc, component) {
+		if !sidecar.CanPreload(uri) {
+			return sidecar.Problem{
+				Reason: v1alpha1.ReasonInvalidAnnotation,
+				Message: fmt.Sprintf("annotation %s: the preloader fetches s3:// addresses, and %q is none; it is left to KServe",
+					v1alpha1.AnnotationPreload, uri),
+			}, true
+		}
+	}
+	return sidecar.Problem{}, false
+}
+
+func subjectOf(isvc *kserve.InferenceService, component v1alpha1.Component) sidecar.Subject {
+	return sidecar.Subject{
+		Labels: isvc.Labels, Annotations: kserve.AnnotationsOf(isvc, component), Component: component,
+	}
+}
