@@ -155,7 +155,7 @@ func managerOptions(
 		Cache:  cacheOptions(o.Namespace),
 		Client: client.Options{Cache: &client.CacheOptions{Unstructured: true}},
 		// Several managers may run in one process, as they do in tests.
-		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
+		Controller: config.Controller{SkipNameValidation: new(true)},
 		WebhookServer: webhook.NewServer(webhook.Options{
 			Host: o.WebhookHost, Port: o.WebhookPort,
 			TLSOpts: []func(*tls.Config){secure, func(c *tls.Config) { c.GetCertificate = certificate }},

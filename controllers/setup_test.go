@@ -90,7 +90,7 @@ func TestWebhookThroughTheAPIServer(t *testing.T) {
 			SideEffects:             ptr.To(admissionv1.SideEffectClassNone),
 			// Fail, so that the test sees when the webhook cannot be called.
 			FailurePolicy: ptr.To(admissionv1.Fail),
-			ClientConfig:  admissionv1.WebhookClientConfig{URL: ptr.To(fmt.Sprintf("https://127.0.0.1:%d/mutate-pods", port))},
+			ClientConfig:  admissionv1.WebhookClientConfig{URL: new(fmt.Sprintf("https://127.0.0.1:%d/mutate-pods", port))},
 			Rules: []admissionv1.RuleWithOperations{{
 				Operations: []admissionv1.OperationType{admissionv1.Create},
 				Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
@@ -205,8 +205,8 @@ func createAll(t *testing.T, c client.Client, namespace string) {
 			}},
 			AddressType: discoveryv1.AddressTypeIPv4,
 			Endpoints: []discoveryv1.Endpoint{{
-				Hostname: ptr.To("features-0"), Addresses: []string{"10.0.0.1"},
-				Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true), Serving: ptr.To(true)},
+				Hostname: new("features-0"), Addresses: []string{"10.0.0.1"},
+				Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true)},
 			}},
 		},
 	} {

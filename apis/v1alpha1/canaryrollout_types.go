@@ -21,6 +21,8 @@ const (
 	// ReasonRouteNotBound says that the rollout's VirtualService is in place but that no VirtualService with a host
 	// delegates to it.
 	ReasonRouteNotBound = "RouteNotBound"
+	// ReasonInvalidColour says that a colour cannot be told in the language of routes.
+	ReasonInvalidColour = "InvalidColour"
 	// ReasonWeightsChanged is that of the event that tells new weights.
 	ReasonWeightsChanged = "WeightsChanged"
 )
@@ -28,6 +30,7 @@ const (
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
 // +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService",message="stable.inferenceService and canary.inferenceService must be two different InferenceServices"
+// +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
 type CanaryRolloutSpec struct {
 	// stable is the side that has the traffic before the rollout.
 	// +required
@@ -45,10 +48,143 @@ type CanaryRolloutSpec struct {
 	// +kubebuilder:validation:Maximum=100
 	CanaryPercent int32 `json:"canaryPercent"`
 
+	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
+	// into canaryPercent. Not in mode Adopt.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Colours []Colour `json:"colours,omitempty"`
+
 	// routing says through which route the traffic flows.
 	// +optional
 	// +kubebuilder:default={mode: Owned}
 	Routing RolloutRouting `json:"routing,omitzero"`
+}
+
+// Colour sends requests that carry a mark to one side.
+type Colour struct {
+	// name tells the colour from others, and names its route: colour-<name>.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+
+	// to is Stable or Canary: the side that gets the requests.
+	// +required
+	To SideName `json:"to"`
+
+	// match says which requests: those that fit any entry of any.
+	// +required
+	Match ColourMatch `json:"match"`
+
+	// fallback says what becomes of the requests while the side has no ready pod. Split shares them like all others.
+	// None sends them there all the same, so that they fail rather than being answered by the other side.
+	// +optional
+	// +kubebuilder:default=Split
+	Fallback ColourFallback `json:"fallback,omitempty"`
+}
+
+// SideName names one of the two sides.
+//
+// +enum
+// +kubebuilder:validation:Enum=Stable;Canary
+type SideName string
+
+// Names of the sides.
+const (
+	// SideStable is the side that has the traffic before the rollout.
+	SideStable SideName = "Stable"
+	// SideCanary is the side that the rollout moves traffic to.
+	SideCanary SideName = "Canary"
+)
+
+// ColourFallback says what becomes of coloured requests whose side cannot take them.
+//
+// +enum
+// +kubebuilder:validation:Enum=Split;None
+type ColourFallback string
+
+// Fallbacks of colours.
+const (
+	// FallbackSplit shares the requests like all others.
+	FallbackSplit ColourFallback = "Split"
+	// FallbackNone lets the requests fail.
+	FallbackNone ColourFallback = "None"
+)
+
+// ColourMatch says which requests carry a colour.
+type ColourMatch struct {
+	// any lists the ways to carry it; one is enough.
+	// +required
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Any []ColourMark `json:"any"`
+}
+
+// ColourMark is one way for a request to carry a colour. If both a header and a cookie are given, it must have both.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.header) || has(self.cookie)",message="give a header or a cookie"
+type ColourMark struct {
+	// header is a header that the request must have.
+	// +optional
+	Header *HeaderMark `json:"header,omitempty"`
+
+	// cookie is a cookie that the request must have.
+	// +optional
+	Cookie *CookieMark `json:"cookie,omitempty"`
+}
+
+// HeaderMark is a header by which a request is known.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.exact) ? 1 : 0) + (has(self.prefix) ? 1 : 0) + (has(self.regex) ? 1 : 0) == 1",message="give exactly one of exact, prefix and regex"
+// +kubebuilder:validation:XValidation:rule="!(self.name in ['cookie', 'uri', 'scheme', 'method', 'authority', 'host'])",message="name must be a header of its own: use cookie for cookies; uri, scheme, method, authority and host are none"
+type HeaderMark struct {
+	// name is the header's name in lower case.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+
+	// exact is the whole value.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Exact string `json:"exact,omitempty"`
+
+	// prefix is what the value begins with.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Prefix string `json:"prefix,omitempty"`
+
+	// regex is a regular expression in RE2 syntax that the whole value must fit.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	Regex string `json:"regex,omitempty"`
+}
+
+// CookieMark is a cookie by which a request is known. Cookies whose name or value only contains what is asked are not
+// taken for it.
+type CookieMark struct {
+	// name is the cookie's name.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[-A-Za-z0-9_.]+$`
+	Name string `json:"name"`
+
+	// value is the cookie's whole value.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
+	// +kubebuilder:validation:Pattern=`^[-A-Za-z0-9_.:/+=~%!]+$`
+	Value string `json:"value"`
 }
 
 // RolloutSide names one of the two sides of a rollout.
@@ -63,7 +199,7 @@ type RolloutSide struct {
 // RolloutRouting says through which route the traffic flows.
 //
 // +kubebuilder:validation:XValidation:rule="self.mode == 'Adopt' ? has(self.virtualServiceRef) : !has(self.virtualServiceRef)",message="virtualServiceRef is needed in mode Adopt and has no meaning in the other modes"
-// +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways are those of your own VirtualService in modes Adopt and Delegate; remove them here"
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways belong to the adopted VirtualService in mode Adopt, and to the one that delegates in mode Delegate; remove them here"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || has(self.hosts) || self.gateways.all(g, g == 'mesh')",message="gateways other than mesh need hosts"
 type RolloutRouting struct {
 	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service,
@@ -146,6 +282,13 @@ type CanaryRolloutStatus struct {
 	// host is the first host name at which clients find the route, empty while there is none.
 	// +optional
 	Host string `json:"host,omitempty"`
+
+	// colours are the names of the colours in force. One whose side has no ready pod is not, unless its fallback is
+	// None.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	Colours []string `json:"colours,omitempty"`
 
 	// weights are the shares of the two sides.
 	// +optional

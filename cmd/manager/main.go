@@ -6,6 +6,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -71,7 +72,7 @@ func parse() (controllers.Options, zap.Options, error) {
 	logOptions.BindFlags(flag.CommandLine)
 	flag.Parse()
 	if o.Namespace == "" {
-		return o, logOptions, fmt.Errorf("--namespace or POD_NAMESPACE must name the manager's namespace")
+		return o, logOptions, errors.New("--namespace or POD_NAMESPACE must name the manager's namespace")
 	}
 	host, port, err := net.SplitHostPort(webhookAddress)
 	if err != nil {

@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -85,7 +84,10 @@ func TestScaling(t *testing.T) {
 	must(t, resize(1)(t.Context(), w))
 	settle(t, w, r)
 	wantStatus(t, w, v1alpha1.MemcachedScaling, 3, 3, 1)
-	if c := meta.FindStatusCondition(get(t, w).Status.Conditions, v1alpha1.ConditionReady); c.Reason != v1alpha1.ReasonWaitingForScalingWindow {
+	if c := meta.FindStatusCondition(
+		get(t, w).Status.Conditions,
+		v1alpha1.ConditionReady,
+	); c.Reason != v1alpha1.ReasonWaitingForScalingWindow {
 		t.Errorf("reason %s before the window has passed, want %s", c.Reason, v1alpha1.ReasonWaitingForScalingWindow)
 	}
 	w.Clock.SetTime(w.Clock.Now().Add(59 * time.Second))
@@ -103,7 +105,10 @@ func TestSizeZeroKeepsStandby(t *testing.T) {
 	must(t, create(0, 2)(t.Context(), w))
 	settle(t, w, r)
 	wantStatus(t, w, v1alpha1.MemcachedRunning, 0, 0, 2)
-	if c := meta.FindStatusCondition(get(t, w).Status.Conditions, v1alpha1.ConditionReady); c.Reason != v1alpha1.ReasonScaledToZero {
+	if c := meta.FindStatusCondition(
+		get(t, w).Status.Conditions,
+		v1alpha1.ConditionReady,
+	); c.Reason != v1alpha1.ReasonScaledToZero {
 		t.Errorf("reason %s, want %s", c.Reason, v1alpha1.ReasonScaledToZero)
 	}
 }
@@ -117,7 +122,7 @@ func TestFailedInstanceKeepsItsSlot(t *testing.T) {
 
 	var slice discoveryv1.EndpointSlice
 	must(t, w.Client.Get(t.Context(), client.ObjectKey{Namespace: w.Namespace, Name: name + "-1"}, &slice))
-	slice.Endpoints[1].Conditions.Serving = ptr.To(false)
+	slice.Endpoints[1].Conditions.Serving = new(false)
 	must(t, w.Client.Update(t.Context(), &slice))
 	reconcileOnceWithout(t, w, r)
 	after := ring(t, w)
@@ -128,7 +133,7 @@ func TestFailedInstanceKeepsItsSlot(t *testing.T) {
 		t.Errorf("status %d ready, phase %s; want 2, Scaling", got.ReadyInstances, got.Phase)
 	}
 
-	slice.Endpoints[1].Conditions.Serving = ptr.To(true)
+	slice.Endpoints[1].Conditions.Serving = new(true)
 	slice.Endpoints[1].Addresses = []string{"10.9.9.9"}
 	must(t, w.Client.Update(t.Context(), &slice))
 	reconcileOnceWithout(t, w, r)
@@ -154,7 +159,7 @@ func TestActiveConnectionsComeFromTheServers(t *testing.T) {
 	for range clients {
 		conn, err := net.Dial("tcp", server.Addr)
 		must(t, err)
-		defer conn.Close()
+		t.Cleanup(func() { _ = conn.Close() })
 		// An answer proves that the server counts the connection.
 		_, err = conn.Write([]byte("version\r\n"))
 		must(t, err)
@@ -269,8 +274,8 @@ func environment(ctx context.Context, w *faults.World) error {
 	}
 	for i := range *set.Spec.Replicas {
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Hostname: ptr.To(fmt.Sprintf("%s-%d", name, i)), Addresses: []string{fmt.Sprintf("10.0.0.%d", i+1)},
-			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true), Serving: ptr.To(true)},
+			Hostname: new(fmt.Sprintf("%s-%d", name, i)), Addresses: []string{fmt.Sprintf("10.0.0.%d", i+1)},
+			Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true)},
 		})
 	}
 	var live discoveryv1.EndpointSlice

@@ -36,7 +36,7 @@ type process struct {
 
 func start(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], args...) //nolint:gosec // the test binary itself
+	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(append(os.Environ(), asPredictor+"=1", "FEATURE_CACHE_ADDR=", "FEATURE_STORE="), env...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {

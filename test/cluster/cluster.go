@@ -140,15 +140,16 @@ func (c *Cluster) Await(ctx context.Context, o client.Object, timeout time.Durat
 		return last == nil && ready(), nil
 	})
 	if err != nil {
-		return fmt.Errorf("waiting for %T %s/%s: %w (last read: %v)\n%s",
-			o, o.GetNamespace(), o.GetName(), err, last, c.describe(o))
+		return fmt.Errorf("waiting for %T %s/%s: %w (last read: %w)\n%s",
+			o, o.GetNamespace(), o.GetName(), err, last, c.describe(ctx, o))
 	}
 	return nil
 }
 
 // describe tells what a person would look at when an object does not become ready.
-func (c *Cluster) describe(o client.Object) string {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+func (c *Cluster) describe(ctx context.Context, o client.Object) string {
+	// The caller's own time may just have run out.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer cancel()
 	var text strings.Builder
 	for _, args := range [][]string{

@@ -177,7 +177,12 @@ func (s *story) features(ctx context.Context) error {
 			return err
 		}
 		asked++
-		s.say("asked for %d digits by id: %d features from the cache, %d from the store", len(s.digits), answer.Hits, answer.Misses)
+		s.say(
+			"asked for %d digits by id: %d features from the cache, %d from the store",
+			len(s.digits),
+			answer.Hits,
+			answer.Misses,
+		)
 	}
 	s.expect("features found in the cache", answer.Hits == len(s.digits), "%d of %d after %d requests",
 		answer.Hits, len(s.digits), asked)

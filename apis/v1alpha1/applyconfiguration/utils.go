@@ -22,8 +22,18 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.CanaryRolloutSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CanaryRolloutStatus"):
 		return &apisv1alpha1.CanaryRolloutStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("Colour"):
+		return &apisv1alpha1.ColourApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ColourMark"):
+		return &apisv1alpha1.ColourMarkApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ColourMatch"):
+		return &apisv1alpha1.ColourMatchApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("CookieMark"):
+		return &apisv1alpha1.CookieMarkApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("FeatureCache"):
 		return &apisv1alpha1.FeatureCacheApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("HeaderMark"):
+		return &apisv1alpha1.HeaderMarkApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LocalObjectReference"):
 		return &apisv1alpha1.LocalObjectReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Memcached"):

@@ -198,7 +198,7 @@ func newItem(list client.ObjectList) (client.Object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the items of %T: %w", list, err)
 	}
-	item, ok := reflect.New(reflect.TypeOf(items).Elem().Elem()).Interface().(client.Object)
+	item, ok := reflect.TypeAssert[client.Object](reflect.New(reflect.TypeOf(items).Elem().Elem()))
 	if !ok {
 		return nil, fmt.Errorf("items of %T have no metadata", list)
 	}

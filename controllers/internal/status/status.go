@@ -46,12 +46,10 @@ func Stalledf(reason, format string, args ...any) *StalledError {
 // AsStalled finds out whether an error means that a user must act: a StalledError, a name that is taken, or an object
 // that the API server will not have.
 func AsStalled(err error) (*StalledError, bool) {
-	var stalled *StalledError
-	if errors.As(err, &stalled) {
+	if stalled, ok := errors.AsType[*StalledError](err); ok {
 		return stalled, true
 	}
-	var taken *apply.TakenError
-	if errors.As(err, &taken) {
+	if taken, ok := errors.AsType[*apply.TakenError](err); ok {
 		return Stalledf(v1alpha1.ReasonNameTaken, "%s", taken.Error()), true
 	}
 	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) {
@@ -106,7 +104,11 @@ func NewReporter(c client.Client, recorder record.EventRecorder, fieldManager st
 
 // Report writes the status of after, if it differs from that of before, in one request that fails with a conflict when
 // the object has changed since it was read. An event follows when the Ready condition changed its reason.
-func (r *Reporter) Report(ctx context.Context, before, after client.Object, conditions func(client.Object) []metav1.Condition) error {
+func (r *Reporter) Report(
+	ctx context.Context,
+	before, after client.Object,
+	conditions func(client.Object) []metav1.Condition,
+) error {
 	if equality.Semantic.DeepEqual(before, after) {
 		return nil
 	}

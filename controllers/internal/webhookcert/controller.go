@@ -39,7 +39,7 @@ const (
 	// is usually called second; nothing depends on that.
 	ConfigurationName = "outrigger-pod-webhook"
 	// SecretName is the name of the Secret that holds the certificate.
-	SecretName = "outrigger-webhook-cert"
+	SecretName = "outrigger-webhook-cert" //nolint:gosec // a name, not a secret.
 
 	fieldManager       = client.FieldOwner("outrigger-webhookcert")
 	keyAuthorities     = "ca.crt"

@@ -109,6 +109,6 @@ func validView(view string) bool {
 		return false
 	}
 	return strings.IndexFunc(view, func(r rune) bool {
-		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune(".-_:", r))
+		return ('a' > r || r > 'z') && ('A' > r || r > 'Z') && ('0' > r || r > '9') && !strings.ContainsRune(".-_:", r)
 	}) < 0
 }

@@ -127,7 +127,7 @@ func (c *Cache) fill(ids []string, rows map[string][]byte) error {
 // expiration shortens the time to live by up to a tenth, so that vectors stored together do not expire together.
 func (c *Cache) expiration() int32 {
 	seconds := int64(c.opts.TTL / time.Second)
-	return int32(seconds - rand.Int64N(seconds/10+1)) //nolint:gosec // spread, not secrecy; MaxTTL bounds the range
+	return int32(seconds - rand.Int64N(seconds/10+1))
 }
 
 // seal appends a checksum, so that no other bytes under the same key can pass for features.

@@ -88,7 +88,7 @@ func TestLookupFillsTheCache(t *testing.T) {
 		t.Fatalf("the key that operators look for is not there: %v", err)
 	}
 	row, _ := source.Store.Get("digit-3")
-	if len(item.Value) != width+checksumSize || string(item.Value[:width]) != string(row) {
+	if len(item.Value) != width+checksumSize || !bytes.Equal(item.Value[:width], row) {
 		t.Errorf("stored value of %d bytes is not the row and its checksum", len(item.Value))
 	}
 	// A second process with other features under the same ids must not see these.

@@ -184,7 +184,7 @@ func (e entry) size() (uint64, []int, error) {
 		if high != 0 || n > math.MaxInt32 {
 			return 0, nil, fmt.Errorf("tensor %q has a shape too large: %v", e.name, e.Shape)
 		}
-		total, shape[i] = low, int(n) //nolint:gosec // bounded by MaxInt32 just above
+		total, shape[i] = low, int(n)
 	}
 	return total, shape, nil
 }

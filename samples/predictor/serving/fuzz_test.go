@@ -15,8 +15,7 @@ import (
 func checkRows(t *testing.T, rows []row, err error) {
 	t.Helper()
 	if err != nil {
-		var f *fault
-		if !errors.As(err, &f) {
+		if _, ok := errors.AsType[*fault](err); !ok {
 			t.Fatalf("error %v is not meant for the client", err)
 		}
 		return

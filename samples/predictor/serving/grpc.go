@@ -237,7 +237,7 @@ func (p *prediction) raw(output string) []byte {
 		return data
 	}
 	for _, class := range p.classes {
-		data = binary.LittleEndian.AppendUint64(data, uint64(class)) //nolint:gosec // an index is never negative
+		data = binary.LittleEndian.AppendUint64(data, uint64(class))
 	}
 	return data
 }

@@ -78,8 +78,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	// A writer that knows no deadlines is one of a test; the body is bounded either way.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, &fault{codes.ResourceExhausted, fmt.Sprintf("body: is longer than %d bytes", maxBody)}
 	}
 	if err != nil {

@@ -171,8 +171,7 @@ func (s *Server) lookUp(m *loaded, rows []row, p *prediction) error {
 	found, stats, err := m.source.Lookup(ids)
 	s.noteLookup(stats)
 	if err != nil {
-		var unknown *features.UnknownError
-		if errors.As(err, &unknown) {
+		if unknown, ok := errors.AsType[*features.UnknownError](err); ok {
 			return invalid(rows[places[unknown.Index]].field, "%s", unknown.Reason)
 		}
 		return err

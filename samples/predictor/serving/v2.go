@@ -109,7 +109,8 @@ func (s *Server) v2Infer(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return nil, nil, err
 		}
-		return p, p.v2Response(s.name, request.ID, wanted), nil
+		response := p.v2Response(s.name, request.ID, wanted)
+		return p, response, nil
 	})
 }
 

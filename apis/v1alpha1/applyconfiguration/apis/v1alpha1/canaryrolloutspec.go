@@ -14,6 +14,9 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
 	// the canary is not ready it gets none, whatever is asked.
 	CanaryPercent *int32 `json:"canaryPercent,omitempty"`
+	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
+	// into canaryPercent. Not in mode Adopt.
+	Colours []ColourApplyConfiguration `json:"colours,omitempty"`
 	// routing says through which route the traffic flows.
 	Routing *RolloutRoutingApplyConfiguration `json:"routing,omitempty"`
 }
@@ -45,6 +48,19 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithCanary(value *RolloutSideApply
 // If called multiple times, the CanaryPercent field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithCanaryPercent(value int32) *CanaryRolloutSpecApplyConfiguration {
 	b.CanaryPercent = &value
+	return b
+}
+
+// WithColours adds the given value to the Colours field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Colours field.
+func (b *CanaryRolloutSpecApplyConfiguration) WithColours(values ...*ColourApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithColours")
+		}
+		b.Colours = append(b.Colours, *values[i])
+	}
 	return b
 }
 

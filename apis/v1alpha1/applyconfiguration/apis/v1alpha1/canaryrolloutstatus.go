@@ -17,6 +17,9 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// host is the first host name at which clients find the route, empty while there is none.
 	Host *string `json:"host,omitempty"`
+	// colours are the names of the colours in force. One whose side has no ready pod is not, unless its fallback is
+	// None.
+	Colours []string `json:"colours,omitempty"`
 	// weights are the shares of the two sides.
 	Weights *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
 }
@@ -53,6 +56,16 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithObservedGeneration(value int
 // If called multiple times, the Host field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithHost(value string) *CanaryRolloutStatusApplyConfiguration {
 	b.Host = &value
+	return b
+}
+
+// WithColours adds the given value to the Colours field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Colours field.
+func (b *CanaryRolloutStatusApplyConfiguration) WithColours(values ...string) *CanaryRolloutStatusApplyConfiguration {
+	for i := range values {
+		b.Colours = append(b.Colours, values[i])
+	}
 	return b
 }
 
