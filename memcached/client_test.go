@@ -220,7 +220,7 @@ func TestFaultyServerIsAMiss(t *testing.T) {
 			d := documentOf(memcachedtest.Start(t))
 			d.Servers = append(d.Servers, Server{Name: "cache-1.cache.ns.svc", Address: faultyServer(t, serve)})
 			good, bad := keysOf(t, d, 0, 5), keysOf(t, d, 1, 5)
-			c := startClient(t, d, ClientOptions{Timeout: 100 * time.Millisecond})
+			c := startClient(t, d, ClientOptions{Timeout: time.Second})
 			_, addr := startProxy(t, c, ProxyOptions{})
 			peer := c.route.Load().peers[1][0]
 
@@ -287,7 +287,7 @@ func TestServerComesBack(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			server := memcachedtest.Start(t)
-			c := startClient(t, documentOf(server), ClientOptions{Timeout: 100 * time.Millisecond})
+			c := startClient(t, documentOf(server), ClientOptions{Timeout: 500 * time.Millisecond})
 			set := func() bool { return c.Set(t.Context(), "a", []byte("x"), 0) == nil }
 			eventually(t, "the server takes a value", set)
 			tc.down(server)

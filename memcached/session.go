@@ -377,11 +377,13 @@ func (s *session) finish() error {
 	for _, p := range s.batch {
 		p.flush()
 	}
-	// If this fails, so will the writing.
-	_ = s.conn.SetWriteDeadline(time.Now().Add(s.proxy.options.ClientTimeout))
 	for _, p := range s.batch {
 		p.await(p.start.Add(s.proxy.client.options.Timeout), s.timer)
 		s.proxy.note(p)
+	}
+	// If this fails, so will the writing.
+	_ = s.conn.SetWriteDeadline(time.Now().Add(s.proxy.options.ClientTimeout))
+	for _, p := range s.batch {
 		s.write(p)
 		p.release()
 	}

@@ -157,7 +157,7 @@ func TestProxyTurnsAwayTooManyClients(t *testing.T) {
 // TestProxyCutsOffSlowClients has clients that stop in the middle, and one that is only idle.
 func TestProxyCutsOffSlowClients(t *testing.T) {
 	c := startClient(t, documentOf(memcachedtest.Start(t)), ClientOptions{})
-	_, addr := startProxy(t, c, ProxyOptions{ClientTimeout: 50 * time.Millisecond})
+	_, addr := startProxy(t, c, ProxyOptions{ClientTimeout: 300 * time.Millisecond})
 	idle := dial(t, addr)
 	for name, start := range map[string]string{
 		"in a line":          "get a",
@@ -193,11 +193,12 @@ func TestProxyCutsOffSlowClients(t *testing.T) {
 
 func TestProxyStats(t *testing.T) {
 	c := startClient(t, documentOf(memcachedtest.StartRing(t, 2)...), ClientOptions{})
-	_, addr := startProxy(t, c, ProxyOptions{})
+	p, addr := startProxy(t, c, ProxyOptions{})
 	answer := converse(t, addr, "set a 0 0 1\r\nx\r\nget a b\r\nget c\r\nadd a 0 0 1\r\nx\r\n")
 	if !strings.HasPrefix(answer, "STORED") {
 		t.Fatalf("answer = %q", answer)
 	}
+	eventually(t, "the client has left", func() bool { return p.Connections() == 0 })
 	answer = converse(t, addr, "stats\r\n")
 	for _, want := range []string{
 		"STAT version 1.6.0", "STAT curr_connections 1", "STAT total_connections 2", "STAT rejected_connections 0",

@@ -90,7 +90,13 @@ func (s *Server) Stop() {
 
 // Freeze stops the process without closing its connections: clients see a server that never answers.
 func (s *Server) Freeze() {
+	s.tb.Helper()
 	s.signal(syscall.SIGSTOP)
+	// The signal reaches one thread after the other; the wait ends when all have stopped.
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(s.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+		s.tb.Fatalf("waiting for memcached to stop: %v, status %v", err, status)
+	}
 }
 
 // Thaw lets a frozen process go on.
