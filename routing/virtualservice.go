@@ -37,6 +37,8 @@ type Owned struct {
 	Hosts []string
 	// Gateways are those whose traffic it routes; empty means callers inside the mesh. A delegate has none.
 	Gateways []string
+	// Colours are the routes above the split, in their order.
+	Colours []Colour
 	// Stable and Canary are the two sides.
 	Stable, Canary Destination
 	// Weights are their shares.
@@ -46,16 +48,18 @@ type Owned struct {
 // VirtualService renders a VirtualService. Both sides are always in it with explicit weights that add up to 100, since
 // Istio sends everything to a lone destination, whatever its weight.
 func (o Owned) VirtualService() *unstructured.Unstructured {
+	routes := make([]any, 0, len(o.Colours)+1)
+	for _, colour := range o.Colours {
+		routes = append(routes, colour.route(o.side(colour.To)))
+	}
 	spec := map[string]any{
-		"http": []any{
-			map[string]any{
-				"name": SplitRoute,
-				"route": []any{
-					o.Stable.weighted(o.Weights.Stable),
-					o.Canary.weighted(o.Weights.Canary),
-				},
+		"http": append(routes, map[string]any{
+			"name": SplitRoute,
+			"route": []any{
+				o.Stable.weighted(o.Weights.Stable),
+				o.Canary.weighted(o.Weights.Canary),
 			},
-		},
+		}),
 	}
 	if len(o.Hosts) > 0 {
 		gateways := o.Gateways
@@ -69,6 +73,13 @@ func (o Owned) VirtualService() *unstructured.Unstructured {
 	vs.SetNamespace(o.Namespace)
 	vs.Object["spec"] = spec
 	return vs
+}
+
+func (o Owned) side(name v1alpha1.SideName) Destination {
+	if name == v1alpha1.SideCanary {
+		return o.Canary
+	}
+	return o.Stable
 }
 
 // NewVirtualService returns an empty VirtualService.

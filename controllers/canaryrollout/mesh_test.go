@@ -112,6 +112,7 @@ func served(name string, at *net.TCPAddr) faults.Step {
 // meshClient calls a host as a proxyless member of the mesh does: by the routes that istiod sends it.
 type meshClient struct {
 	health grpc_health_v1.HealthClient
+	header []string
 	failed int
 	err    error
 }
@@ -144,9 +145,15 @@ func dialMesh(t *testing.T, xdsAddress, namespace, host string) *meshClient {
 	return &meshClient{health: grpc_health_v1.NewHealthClient(conn)}
 }
 
+// with returns a client of the same connection whose calls carry a header.
+func (c *meshClient) with(header ...string) *meshClient {
+	return &meshClient{health: c.health, header: header}
+}
+
 // share makes calls and returns the percentage that a version answered.
 func (c *meshClient) share(ctx context.Context, calls int, version string) float64 {
 	hits := 0
+	ctx = metadata.AppendToOutgoingContext(ctx, c.header...)
 	for range calls {
 		var header metadata.MD
 		_, err := c.health.Check(ctx, &grpc_health_v1.HealthCheckRequest{}, grpc.Header(&header), grpc.WaitForReady(true))
@@ -205,9 +212,49 @@ func TestTrafficFollows(t *testing.T) {
 	mesh.await(t, "v3", 50, 9) // a superseded canary
 	do(t, w, endpoints("v3-predictor", "v3", 0))
 	mesh.await(t, "v1", 100, 0) // a canary that dies midway
-	if mesh.failed > 0 {
-		t.Errorf("%d calls failed: %v", mesh.failed, mesh.err)
+
+	do(t, w, edit(coloured), edit(`{"spec":{"canary":{"inferenceService":"v2"}}}`), percent(0))
+	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+	red := mesh.with("x-colour", "canary")
+	red.await(t, "v2", 100, 0)
+	for what, other := range map[string]*meshClient{
+		"no mark": mesh, "another colour": mesh.with("x-colour", "canary2"), "a cookie that looks alike": mesh.with("cookie", "xtier=gold"),
+	} {
+		if got := other.share(t.Context(), 300, "v1"); got != 100 {
+			t.Errorf("with %s: %.1f percent reach stable, want all", what, got)
+		}
 	}
+	do(t, w, percent(100))
+	mesh.await(t, "v2", 100, 0)
+	if got := mesh.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
+		t.Errorf("with the cookie: %.1f percent reach stable, want all", got)
+	}
+	if failed := mesh.failed + red.failed; failed > 0 {
+		t.Errorf("%d calls failed: %v %v", failed, mesh.err, red.err)
+	}
+
+	do(t, w, edit(`{"spec":{"routing":{"mode":"Delegate"}}}`), percent(50), front)
+	front := dialMesh(t, bed.XDSAddress(), w.Namespace, "front."+w.Namespace+".svc.cluster.local:80")
+	front.await(t, "v2", 50, 9)
+}
+
+// front makes a Service and a VirtualService of the user's for it, which delegates to the rollout's.
+func front(ctx context.Context, w *faults.World) error {
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: "front"},
+		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
+	}
+	if err := w.Client.Create(ctx, service); err != nil {
+		return err
+	}
+	return applyYAML(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: front}
+spec:
+  hosts: [front.`+w.Namespace+`.svc.cluster.local]
+  http: [{name: digits, delegate: {name: digits}}]
+`)(ctx, w)
 }
 
 // startMesh starts an API server and istiod, which end with the test.

@@ -56,6 +56,8 @@ type plan struct {
 	desired, weights v1alpha1.WeightPair
 	// outcome tells why weights differs from desired.
 	outcome routing.Outcome
+	// colours are those in force, in their order.
+	colours []routing.Colour
 	// host is where clients find the route, empty if nowhere.
 	host string
 	// unbound says why no client finds the route that is planned, empty if one can.
@@ -92,6 +94,11 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 		return p
 	}
 	p.weights, p.outcome = routing.Split(rollout.Spec.CanaryPercent, seen.stable.ready, seen.canary.ready)
+	var err error
+	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, seen.canary.ready); err != nil {
+		p.stalled = refused(err)
+		return p
+	}
 	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
 		p.adopt(rollout, seen)
 	} else {
@@ -158,7 +165,8 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 		return
 	}
 	route := routing.Owned{
-		Name: rollout.Name, Namespace: rollout.Namespace, Stable: stable, Canary: canary, Weights: p.weights,
+		Name: rollout.Name, Namespace: rollout.Namespace,
+		Colours: p.colours, Stable: stable, Canary: canary, Weights: p.weights,
 	}
 	delegate := rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate
 	if !delegate {

@@ -19,6 +19,9 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	s.ObservedGeneration = rollout.Generation
 	s.Host = p.host
 	s.Weights.Desired = &p.desired
+	if err == nil && p.routes() {
+		s.Colours = colourNames(p.colours)
+	}
 	if err == nil && p.routes() && (s.Weights.Applied == nil || *s.Weights.Applied != p.weights) {
 		s.Weights.Applied = &p.weights
 		// The API server keeps whole seconds; anything finer would differ at every look.
@@ -40,6 +43,14 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	}
 	status.Set(&s.Conditions, rollout.Generation, ready, applied, stalled)
 	return s
+}
+
+func colourNames(colours []routing.Colour) []string {
+	var names []string
+	for _, colour := range colours {
+		names = append(names, colour.Name)
+	}
+	return names
 }
 
 func failed(kind, reason, message string) status.Condition {

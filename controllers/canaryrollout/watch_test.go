@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr/testr"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
@@ -36,6 +37,7 @@ func startManager(t *testing.T, w *faults.World, restConfig *rest.Config) contex
 	t.Helper()
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme: w.Client.Scheme(),
+		Logger: testr.New(t),
 		Cache: cache.Options{
 			DefaultNamespaces: map[string]cache.Config{w.Namespace: {}},
 			DefaultTransform:  cache.TransformStripManagedFields(),
