@@ -68,7 +68,7 @@ func (s *Server) Start() {
 		args = append(args, "-u", "root")
 	}
 	s.output = new(bytes.Buffer)
-	s.cmd = exec.Command(binary, args...) //nolint:noctx // Stop ends it, and so does the death of this process.
+	s.cmd = exec.Command(binary, args...)
 	s.cmd.Env = append(os.Environ(), "MEMCACHED_PORT_FILENAME="+portFile)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -117,7 +117,7 @@ func (s *Server) waitForPort(portFile string) string {
 	deadline := time.Now().Add(startTimeout)
 	for time.Now().Before(deadline) {
 		if addr, ok := readPort(portFile); ok {
-			if conn, err := net.Dial("tcp", addr); err == nil { //nolint:noctx // Loopback answers at once.
+			if conn, err := net.Dial("tcp", addr); err == nil {
 				_ = conn.Close()
 				return addr
 			}
