@@ -25,7 +25,7 @@ import (
 
 const (
 	fieldManager       = "outrigger-testbed"
-	establishedWithin  = time.Minute
+	establishedWithin  = readyWithin
 	crdKind            = "CustomResourceDefinition"
 	namespaceKind      = "Namespace"
 	defaultNamespace   = "default"
