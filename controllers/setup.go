@@ -92,7 +92,7 @@ func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 	}
 	images := sidecar.Images{Preloader: o.PreloaderImage, FeatureCache: o.FeatureCacheImage}
 	mgr.GetWebhookServer().Register(podwebhook.Path, &admission.Webhook{
-		Handler: podwebhook.New(mgr.GetClient(), admission.NewDecoder(mgr.GetScheme()), images),
+		Handler: podwebhook.New(mgr.GetClient(), mgr.GetAPIReader(), admission.NewDecoder(mgr.GetScheme()), images),
 	})
 	if err := addControllers(mgr, o); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func addControllers(mgr ctrl.Manager, o Options) error {
 		{
 			name:  sidecarpolicy.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
-			setup: sidecarpolicy.New(c, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
+			setup: sidecarpolicy.New(c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
 		},
 		{
 			name:  sidecarpolicy.ServicesName,

@@ -3,6 +3,8 @@
 package v1alpha1
 
 import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -14,6 +16,14 @@ type SidecarPolicySpec struct {
 	// +optional
 	// +kubebuilder:default={}
 	Selector metav1.LabelSelector `json:"selector,omitzero"`
+
+	// condition is a CEL expression over the InferenceService, in the variable isvc, that must be true for it to be
+	// picked, such as "isvc.spec.predictor.model.modelFormat.name == 'pytorch'". An InferenceService without a field
+	// that the expression reads is not picked. The annotation that names this policy overrides selector and condition.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=2048
+	Condition string `json:"condition,omitempty"`
 
 	// components are the parts of an InferenceService whose pods are equipped.
 	// +optional
@@ -68,6 +78,75 @@ type Preload struct {
 	// +optional
 	// +kubebuilder:default=Auto
 	Verify VerifyMode `json:"verify,omitempty"`
+
+	// resources are the requests and limits of the container that fetches the model, in place of those that KServe
+	// gives to all. Those that are unset stay KServe's.
+	// +optional
+	Resources *PreloadResources `json:"resources,omitempty"`
+
+	// volume is where the model is kept, in place of KServe's emptyDir. A volume that the InferenceService itself
+	// declares is left alone.
+	// +optional
+	Volume *PreloadVolume `json:"volume,omitempty"`
+}
+
+// PreloadResources are the requests and limits of the container that fetches the model.
+type PreloadResources struct {
+	// requests are set over KServe's, resource by resource.
+	// +optional
+	Requests corev1.ResourceList `json:"requests,omitempty"`
+
+	// limits are set over KServe's, resource by resource.
+	// +optional
+	Limits corev1.ResourceList `json:"limits,omitempty"`
+}
+
+// PreloadVolume is where a model is kept in a pod.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.ephemeral) || (!has(self.sizeLimit) && (!has(self.medium) || self.medium == 'Disk'))",message="an ephemeral volume has its own size: leave out sizeLimit and medium, or leave out ephemeral"
+// +kubebuilder:validation:XValidation:rule="!has(self.medium) || self.medium != 'Memory' || has(self.sizeLimit)",message="medium Memory needs a sizeLimit: without one a model could take all memory of the node"
+type PreloadVolume struct {
+	// medium says where the emptyDir is: on the node's Disk, or in its Memory, where the model counts against the
+	// memory of the pod.
+	// +optional
+	// +kubebuilder:default=Disk
+	Medium VolumeMedium `json:"medium,omitempty"`
+
+	// sizeLimit is the most that the emptyDir may hold; a pod whose model is larger is evicted. Without it the node's
+	// disk is the limit.
+	// +optional
+	SizeLimit *resource.Quantity `json:"sizeLimit,omitempty"`
+
+	// ephemeral keeps the model on a volume that is made for the pod and goes with it.
+	// +optional
+	Ephemeral *EphemeralVolume `json:"ephemeral,omitempty"`
+}
+
+// VolumeMedium says where an emptyDir is.
+//
+// +enum
+// +kubebuilder:validation:Enum=Disk;Memory
+type VolumeMedium string
+
+// Media of an emptyDir.
+const (
+	// MediumDisk is the node's disk.
+	MediumDisk VolumeMedium = "Disk"
+	// MediumMemory is the node's memory.
+	MediumMemory VolumeMedium = "Memory"
+)
+
+// EphemeralVolume is a volume that is made for one pod.
+type EphemeralVolume struct {
+	// size is what is requested.
+	// +required
+	Size resource.Quantity `json:"size"`
+
+	// storageClassName names the class; when unset, the cluster's default is used.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	StorageClassName *string `json:"storageClassName,omitempty"`
 }
 
 // VerifyMode sets how much proof of integrity a fetched file needs.
@@ -123,10 +202,82 @@ type SidecarPolicyStatus struct {
 	// +optional
 	Injected int32 `json:"injected"`
 
-	// outdated is the number of running pods of these that were equipped otherwise, or not at all. They change when
-	// they are next restarted.
+	// outdated is the number of running pods of these that were equipped otherwise, or not at all because they are older
+	// than the policy. They change when they are next restarted.
 	// +optional
 	Outdated int32 `json:"outdated"`
+
+	// missed is the number of running pods of these that are younger than the policy and yet were not equipped: the
+	// webhook did not answer when they were created.
+	// +optional
+	Missed int32 `json:"missed"`
+
+	// changedTime is when the manager first saw the spec as it is.
+	// +optional
+	ChangedTime *metav1.Time `json:"changedTime,omitempty"`
+
+	// behind names pods that are outdated or missed, the first ten by name.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=10
+	Behind []PodBehind `json:"behind,omitempty"`
+
+	// conflicts tells which parts of this policy other policies decide otherwise for InferenceServices that both pick,
+	// the first ten by part and policy.
+	// +optional
+	// +listType=map
+	// +listMapKey=part
+	// +listMapKey=policy
+	// +kubebuilder:validation:MaxItems=10
+	Conflicts []PolicyConflict `json:"conflicts,omitempty"`
+}
+
+// PodBehind is a pod that does not carry what the policies now ask for.
+type PodBehind struct {
+	// name is the pod's name.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+
+	// why is Outdated or Missed.
+	// +required
+	Why BehindWhy `json:"why"`
+}
+
+// BehindWhy says why a pod does not carry what the policies now ask for.
+//
+// +enum
+// +kubebuilder:validation:Enum=Outdated;Missed
+type BehindWhy string
+
+// Reasons for a pod to be behind.
+const (
+	// BehindOutdated says that the pod was equipped before the policies or the InferenceService were changed.
+	BehindOutdated BehindWhy = "Outdated"
+	// BehindMissed says that the webhook did not answer when the pod was created.
+	BehindMissed BehindWhy = "Missed"
+)
+
+// PolicyConflict is a part of a policy that another policy decides.
+type PolicyConflict struct {
+	// part is the field of the spec: preload or featureCache.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=64
+	Part string `json:"part"`
+
+	// policy is the SidecarPolicy that decides: its priority is higher, or equal and its name comes first.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Policy string `json:"policy"`
+
+	// inferenceServices is the number of InferenceServices that this concerns.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	InferenceServices int32 `json:"inferenceServices"`
 }
 
 // SidecarPolicy equips the pods of InferenceServices of its namespace with a preloader and a feature cache.
@@ -140,6 +291,7 @@ type SidecarPolicyStatus struct {
 // +kubebuilder:printcolumn:name="Matched",type=integer,JSONPath=`.status.matched`
 // +kubebuilder:printcolumn:name="Injected",type=integer,JSONPath=`.status.injected`
 // +kubebuilder:printcolumn:name="Outdated",type=integer,JSONPath=`.status.outdated`
+// +kubebuilder:printcolumn:name="Missed",type=integer,JSONPath=`.status.missed`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type SidecarPolicy struct {
 	metav1.TypeMeta   `json:",inline"`

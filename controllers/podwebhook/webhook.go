@@ -2,7 +2,7 @@
 
 // Package podwebhook equips the pods of InferenceServices as they are created.
 //
-// It answers from caches only, changes nothing but the pod in hand, and gives the same answer when asked again. When it
+// It answers from caches, changes nothing but the pod in hand, and gives the same answer when asked again. When it
 // cannot tell, it lets the pod pass unchanged: a sidecar is never a reason for a pod not to start.
 package podwebhook
 
@@ -26,13 +26,15 @@ const Path = "/mutate-pods"
 // Handler answers the admission of pods.
 type Handler struct {
 	reader  client.Reader
+	live    client.Reader
 	decoder admission.Decoder
 	images  sidecar.Images
 }
 
-// New returns a Handler that reads InferenceServices and SidecarPolicies from a cache.
-func New(reader client.Reader, decoder admission.Decoder, images sidecar.Images) *Handler {
-	return &Handler{reader: reader, decoder: decoder, images: images}
+// New returns a Handler that reads InferenceServices and SidecarPolicies from a cache, and an InferenceService that is
+// not there from the API server.
+func New(cache, live client.Reader, decoder admission.Decoder, images sidecar.Images) *Handler {
+	return &Handler{reader: cache, live: live, decoder: decoder, images: images}
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=sidecarpolicies,verbs=get;list;watch
@@ -60,20 +62,22 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 	return admission.PatchResponseFromRaw(request.Object.Raw, mutated).WithWarnings(warnings(problems)...)
 }
 
-// subject tells what is known of the pod's InferenceService. KServe copies labels and annotations from there to the
-// pod, so that the pod speaks for it when the cache has not seen it yet; labels that KServe withholds are then missed.
+// subject tells what is known of the pod's InferenceService. The cache may not have seen it yet; then it is read from
+// the API server. KServe copies labels and annotations from there to the pod, so that the pod speaks for it if it cannot
+// be read at all.
 func (h *Handler) subject(ctx context.Context, namespace string, pod *corev1.Pod) sidecar.Subject {
-	subject := sidecar.Subject{
-		Labels: pod.Labels, Annotations: pod.Annotations, Component: kserve.ComponentOf(pod.Labels),
-	}
-	var service kserve.InferenceService
+	component := kserve.ComponentOf(pod.Labels)
+	service := &kserve.InferenceService{}
 	key := client.ObjectKey{Namespace: namespace, Name: pod.Labels[kserve.LabelInferenceService]}
-	if err := h.reader.Get(ctx, key, &service); err != nil {
-		log.FromContext(ctx).V(1).Info("Deciding by the pod alone", "InferenceService", key, "reason", err.Error())
-		return subject
+	err := h.reader.Get(ctx, key, service)
+	if err != nil {
+		err = h.live.Get(ctx, key, service)
 	}
-	subject.Labels, subject.Annotations = service.Labels, kserve.AnnotationsOf(&service, subject.Component)
-	return subject
+	if err != nil {
+		log.FromContext(ctx).V(1).Info("Deciding by the pod alone", "InferenceService", key, "reason", err.Error())
+		return sidecar.Subject{Labels: pod.Labels, Annotations: pod.Annotations, Component: component}
+	}
+	return sidecar.SubjectOf(service, component)
 }
 
 func warnings(problems []sidecar.Problem) []string {

@@ -152,14 +152,14 @@ func TestHandle(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := scheme(t)
 			c := fake.NewClientBuilder().WithScheme(s).WithObjects(tc.objects...).Build()
-			got, response := admit(t, podwebhook.New(c, admission.NewDecoder(s), images), tc.pod)
+			got, response := admit(t, podwebhook.New(c, c, admission.NewDecoder(s), images), tc.pod)
 			if image := got.Spec.InitContainers[0].Image; image != tc.wantImage {
 				t.Errorf("image %s, want %s", image, tc.wantImage)
 			}
 			if len(response.Warnings) != tc.wantWarnings {
 				t.Errorf("warnings %q, want %d", response.Warnings, tc.wantWarnings)
 			}
-			again, _ := admit(t, podwebhook.New(c, admission.NewDecoder(s), images), got)
+			again, _ := admit(t, podwebhook.New(c, c, admission.NewDecoder(s), images), got)
 			if diff := cmp.Diff(got, again); diff != "" {
 				t.Errorf("called again, it changed the pod (-before +after):\n%s", diff)
 			}
@@ -174,7 +174,7 @@ func TestPodsPassWhenPoliciesCannotBeRead(t *testing.T) {
 			return errors.New("the cache is not there")
 		},
 	}).Build()
-	got, response := admit(t, podwebhook.New(c, admission.NewDecoder(s), images), pod("m", nil))
+	got, response := admit(t, podwebhook.New(c, c, admission.NewDecoder(s), images), pod("m", nil))
 	if got.Spec.InitContainers[0].Image != "kserve:1" || len(response.Warnings) != 1 {
 		t.Errorf("image %s, warnings %q; want no change and a warning", got.Spec.InitContainers[0].Image, response.Warnings)
 	}
@@ -182,7 +182,7 @@ func TestPodsPassWhenPoliciesCannotBeRead(t *testing.T) {
 
 func TestWhatIsNoPodIsRefused(t *testing.T) {
 	s := scheme(t)
-	handler := podwebhook.New(fake.NewClientBuilder().WithScheme(s).Build(), admission.NewDecoder(s), images)
+	handler := podwebhook.New(nil, nil, admission.NewDecoder(s), images)
 	response := handler.Handle(t.Context(), request(t, []byte(`{"spec": 1}`)))
 	if response.Allowed || response.Result.Code != http.StatusBadRequest {
 		t.Errorf("allowed %v, code %d; want a bad request", response.Allowed, response.Result.Code)
@@ -194,7 +194,7 @@ func TestFieldsOfALaterKubernetesSurvive(t *testing.T) {
 	s := scheme(t)
 	c := fake.NewClientBuilder().WithScheme(s).WithObjects(
 		inferenceService("m", nil, map[string]string{v1alpha1.AnnotationPreload: "true"})).Build()
-	handler := podwebhook.New(c, admission.NewDecoder(s), images)
+	handler := podwebhook.New(c, c, admission.NewDecoder(s), images)
 	raw, err := json.Marshal(pod("m", nil))
 	if err != nil {
 		t.Fatal(err)
@@ -231,7 +231,7 @@ func BenchmarkHandle(b *testing.B) {
 	for i := range 50 {
 		reader.policies = append(reader.policies, *policy(namespace, fmt.Sprintf("p-%d", i)))
 	}
-	handler := podwebhook.New(reader, admission.NewDecoder(s), images)
+	handler := podwebhook.New(reader, reader, admission.NewDecoder(s), images)
 	raw, err := json.Marshal(pod("m-500", nil))
 	if err != nil {
 		b.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -32,12 +33,13 @@ const fieldManager = "outrigger-sidecarpolicy"
 // Reconciler keeps the status of SidecarPolicies true.
 type Reconciler struct {
 	client   client.Client
+	clock    clock.PassiveClock
 	reporter *status.Reporter
 }
 
 // New returns a Reconciler.
-func New(c client.Client, recorder record.EventRecorder) *Reconciler {
-	return &Reconciler{client: c, reporter: status.NewReporter(c, recorder, fieldManager)}
+func New(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder) *Reconciler {
+	return &Reconciler{client: c, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager)}
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=sidecarpolicies,verbs=get;list;watch
@@ -56,7 +58,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, policy *v1alpha1.SidecarPoli
 		return reconcile.Result{}, err
 	}
 	after := policy.DeepCopy()
-	after.Status = statusFor(policy, seen)
+	after.Status = statusFor(policy, seen, r.clock.Now())
 	return status.Result(0, r.reporter.Report(ctx, policy, after, func(o client.Object) []metav1.Condition {
 		return o.(*v1alpha1.SidecarPolicy).Status.Conditions //nolint:forcetypeassert // Report passes what it was given.
 	}))

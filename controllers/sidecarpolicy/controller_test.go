@@ -4,8 +4,12 @@ package sidecarpolicy_test
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,7 +39,7 @@ func TestFaults(t *testing.T) {
 	faults.Run(t, testcluster.New(t), faults.Scenario{
 		Name:  name,
 		Kinds: kinds,
-		New:   func(c client.Client, _ *faults.World) reconcile.Reconciler { return newReconciler(c) },
+		New:   newReconciler,
 		Steps: []faults.Step{
 			all(create(cachePolicy()), create(inferenceService("a", nil)), create(modelPod("a-1", "a", ""))),
 			all(create(&v1alpha1.Memcached{ObjectMeta: metav1.ObjectMeta{Name: "features"}}), create(inferenceService("b", nil)),
@@ -59,6 +63,7 @@ func TestStatusCountsWhatThePodsCarry(t *testing.T) {
 		create(inferenceService("out", map[string]string{v1alpha1.AnnotationSidecarPolicy: "none"})),
 		create(modelPod("out-1", "out", "")),
 	)
+	w.Clock.SetTime(time.Now().Add(time.Hour)) // the pods are older than the policy
 	reconcileOnce(t, w)
 	wantCounts(t, w, 3, 2, 2)
 	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
@@ -98,13 +103,106 @@ func TestSelectorThatCannotBeReadStalls(t *testing.T) {
 	wantCounts(t, w, 0, 0, 0)
 }
 
+func TestPodsThatTheWebhookMissed(t *testing.T) {
+	w := newWorld(t)
+	w.Clock.SetTime(time.Now().Add(time.Hour))
+	do(t, w, create(preloadPolicy()), create(inferenceService("a", nil)), create(modelPod("a-old", "a", "")))
+	reconcileOnce(t, w)
+	if diff := cmp.Diff([]v1alpha1.PodBehind{{Name: "a-old", Why: v1alpha1.BehindOutdated}}, get(t, w).Status.Behind); diff != "" {
+		t.Errorf("behind (-want +got):\n%s", diff)
+	}
+	// The next pod comes an hour after the policy was last seen to change.
+	do(t, w, func(ctx context.Context, w *faults.World) error {
+		p := get(t, w)
+		p.Status.ChangedTime = &metav1.Time{Time: time.Now().Add(-time.Hour)}
+		return w.Client.Status().Update(ctx, p)
+	}, remove(modelPod("a-old", "a", "")), create(modelPod("a-new", "a", "")), create(modelPod("a-other", "a", "0123")))
+	reconcileOnce(t, w)
+	want := []v1alpha1.PodBehind{
+		{Name: "a-new", Why: v1alpha1.BehindMissed}, {Name: "a-other", Why: v1alpha1.BehindOutdated},
+	}
+	s := get(t, w).Status
+	if diff := cmp.Diff(want, s.Behind); diff != "" || s.Missed != 1 || s.Outdated != 1 {
+		t.Errorf("missed %d, outdated %d, behind (-want +got):\n%s", s.Missed, s.Outdated, diff)
+	}
+}
+
+func TestListsInStatusAreBounded(t *testing.T) {
+	w := newWorld(t)
+	do(t, w, create(preloadPolicy()), create(inferenceService("a", nil)))
+	for i := range 12 {
+		do(t, w, create(modelPod(fmt.Sprintf("a-%02d", i), "a", "0123")))
+	}
+	for i := range 12 {
+		high := preloadPolicy()
+		high.Name, high.Spec.Priority = fmt.Sprintf("high-%02d", i), int32(200+i)
+		high.Spec.Preload.Verify = v1alpha1.VerifyRequire
+		high.Spec.Selector.MatchLabels = map[string]string{"n": fmt.Sprint(i)}
+		isvc := inferenceService(fmt.Sprintf("s-%02d", i), nil)
+		isvc.Labels = high.Spec.Selector.MatchLabels
+		do(t, w, create(high), create(isvc))
+	}
+	reconcileOnce(t, w)
+	s := get(t, w).Status
+	if len(s.Behind) != 10 || s.Behind[9].Name != "a-09" || s.Outdated != 12 {
+		t.Errorf("outdated %d, behind %v", s.Outdated, s.Behind)
+	}
+	if len(s.Conflicts) != 10 || s.Conflicts[9].Policy != "high-09" {
+		t.Errorf("conflicts %v", s.Conflicts)
+	}
+}
+
+func TestConflictsNameThePolicyThatDecides(t *testing.T) {
+	w := newWorld(t)
+	low, high, same := preloadPolicy(), preloadPolicy(), preloadPolicy()
+	low.Spec.FeatureCache = cachePolicy().Spec.FeatureCache
+	high.Name, high.Spec.Priority, high.Spec.Preload.Verify = "high", 900, v1alpha1.VerifyRequire
+	same.Name, same.Spec.Priority = "same", 800
+	same.Spec.Preload, same.Spec.FeatureCache = nil, cachePolicy().Spec.FeatureCache
+	out := inferenceService("out", map[string]string{v1alpha1.AnnotationSidecarPolicy: name})
+	do(t, w, create(low), create(high), create(same),
+		create(inferenceService("a", nil)), create(inferenceService("b", nil)), create(out))
+	reconcileOnce(t, w)
+	want := []v1alpha1.PolicyConflict{{Part: "preload", Policy: "high", InferenceServices: 2}}
+	if diff := cmp.Diff(want, get(t, w).Status.Conflicts); diff != "" {
+		t.Errorf("conflicts (-want +got):\n%s", diff)
+	}
+}
+
+func TestConditionThatCannotBeReadStallsWithItsPosition(t *testing.T) {
+	w := newWorld(t)
+	p := preloadPolicy()
+	p.Spec.Condition = "isvc.metadata.name = 'a'"
+	do(t, w, create(p), create(inferenceService("a", nil)))
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonRefused)
+	c := meta.FindStatusCondition(get(t, w).Status.Conditions, v1alpha1.ConditionStalled)
+	if !strings.Contains(c.Message, "spec.condition: line 1, column 20") {
+		t.Errorf("message %q does not name the position", c.Message)
+	}
+	wantCounts(t, w, 0, 0, 0)
+}
+
+func TestConditionThatFailsOnAnInferenceServiceNamesIt(t *testing.T) {
+	w := newWorld(t)
+	p := preloadPolicy()
+	p.Spec.Condition = "isvc.metadata.name == 'a' || isvc.metadata.name < 3"
+	do(t, w, create(p), create(inferenceService("a", nil)), create(inferenceService("b", nil)))
+	reconcileOnce(t, w)
+	c := meta.FindStatusCondition(get(t, w).Status.Conditions, v1alpha1.ConditionStalled)
+	if c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, `on InferenceService "b"`) {
+		t.Errorf("Stalled is %s: %q", c.Status, c.Message)
+	}
+	wantCounts(t, w, 1, 0, 0)
+}
+
 func newWorld(t *testing.T) *faults.World {
 	t.Helper()
 	return faults.NewWorld(t, testcluster.New(t))
 }
 
-func newReconciler(c client.Client) reconcile.Reconciler {
-	return reconcile.AsReconciler(c, sidecarpolicy.New(c, record.NewFakeRecorder(1000)))
+func newReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
+	return reconcile.AsReconciler(c, sidecarpolicy.New(c, w.Clock, record.NewFakeRecorder(1000)))
 }
 
 func preloadPolicy() *v1alpha1.SidecarPolicy {
@@ -187,7 +285,7 @@ func do(t *testing.T, w *faults.World, steps ...faults.Step) {
 func reconcileOnce(t *testing.T, w *faults.World) {
 	t.Helper()
 	key := client.ObjectKey{Namespace: w.Namespace, Name: name}
-	if _, err := newReconciler(w.Client).Reconcile(t.Context(), reconcile.Request{NamespacedName: key}); err != nil {
+	if _, err := newReconciler(w.Client, w).Reconcile(t.Context(), reconcile.Request{NamespacedName: key}); err != nil {
 		t.Fatalf("reconciling: %v", err)
 	}
 }

@@ -3,7 +3,7 @@
 package sidecarpolicy
 
 import (
-	"slices"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -25,52 +25,27 @@ type observed struct {
 	memcachedExists bool
 }
 
+// maxListed bounds the lists in a status.
+const maxListed = 10
+
 // statusFor counts what a policy picks, and of the pods picked, which carry what all policies together now ask for.
-func statusFor(policy *v1alpha1.SidecarPolicy, seen observed) v1alpha1.SidecarPolicyStatus {
+func statusFor(policy *v1alpha1.SidecarPolicy, seen observed, now time.Time) v1alpha1.SidecarPolicyStatus {
 	s := *policy.Status.DeepCopy()
-	s.ObservedGeneration = policy.Generation
-	s.Matched, s.Injected, s.Outdated = 0, 0, 0
-	for i := range seen.services {
-		service := &seen.services[i]
-		picked := false
-		for _, component := range policy.Spec.Components {
-			subject := subjectOf(service, component)
-			if !picks(policy, subject, seen.policies) {
-				continue
-			}
-			picked = true
-			plan, _ := sidecar.Resolve(subject, seen.policies)
-			current, other := count(seen.pods[service.Name], component, plan.Hash())
-			s.Injected, s.Outdated = s.Injected+current, s.Outdated+other
-		}
-		if picked {
-			s.Matched++
-		}
+	if s.ChangedTime == nil || s.ObservedGeneration != policy.Generation {
+		s.ChangedTime = new(metav1.NewTime(now))
 	}
-	status.Set(&s.Conditions, policy.Generation, conditions(policy, seen)...)
+	s.ObservedGeneration = policy.Generation
+	t := tally{policy: policy, since: s.ChangedTime.Time, conflicts: map[v1alpha1.PolicyConflict]int32{}}
+	for i := range seen.services {
+		t.add(&seen.services[i], seen)
+	}
+	s.Matched, s.Injected, s.Outdated, s.Missed = t.matched, t.injected, t.outdated, t.missed
+	s.Behind, s.Conflicts = t.listBehind(), t.listConflicts()
+	status.Set(&s.Conditions, policy.Generation, conditions(policy, seen, t.err)...)
 	return s
 }
 
-// count tells how many pods of a component carry the plan with the given hash, and how many do not.
-func count(pods []metav1.ObjectMeta, component v1alpha1.Component, hash string) (current, other int32) {
-	for i := range pods {
-		switch {
-		case kserve.ComponentOf(pods[i].Labels) != component:
-		case pods[i].Annotations[v1alpha1.AnnotationInjected] == hash:
-			current++
-		default:
-			other++
-		}
-	}
-	return current, other
-}
-
-func picks(policy *v1alpha1.SidecarPolicy, subject sidecar.Subject, policies []v1alpha1.SidecarPolicy) bool {
-	picked, _ := sidecar.Picked(subject, policies)
-	return slices.ContainsFunc(picked, func(p v1alpha1.SidecarPolicy) bool { return p.Name == policy.Name })
-}
-
-func conditions(policy *v1alpha1.SidecarPolicy, seen observed) []status.Condition {
+func conditions(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error) []status.Condition {
 	var err error
 	if !seen.memcachedExists {
 		err = status.Stalledf(v1alpha1.ReasonMemcachedNotFound,
@@ -78,6 +53,10 @@ func conditions(policy *v1alpha1.SidecarPolicy, seen observed) []status.Conditio
 			policy.Spec.FeatureCache.MemcachedRef.Name)
 	} else if _, invalid := metav1.LabelSelectorAsSelector(&policy.Spec.Selector); invalid != nil {
 		err = status.Stalledf(v1alpha1.ReasonRefused, "spec.selector: %v.", invalid)
+	} else if invalid := checkCondition(policy); invalid != nil {
+		err = status.Stalledf(v1alpha1.ReasonRefused, "spec.condition: %v.", invalid)
+	} else if evaluation != nil {
+		err = status.Stalledf(v1alpha1.ReasonRefused, "%v.", evaluation)
 	}
 	ready := status.Condition{
 		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady,
@@ -88,6 +67,13 @@ func conditions(policy *v1alpha1.SidecarPolicy, seen observed) []status.Conditio
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, stalled.Reason, stalled.Message
 	}
 	return []status.Condition{ready, stalled}
+}
+
+func checkCondition(policy *v1alpha1.SidecarPolicy) error {
+	if policy.Spec.Condition == "" {
+		return nil
+	}
+	return sidecar.CheckCondition(policy.Spec.Condition)
 }
 
 // memcachedName returns the name of the Memcached that a policy refers to, or "".

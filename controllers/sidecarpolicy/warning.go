@@ -34,7 +34,7 @@ type around struct {
 func cachesOf(isvc *kserve.InferenceService, policies []v1alpha1.SidecarPolicy) []string {
 	var names []string
 	for _, component := range components {
-		plan, _ := sidecar.Resolve(subjectOf(isvc, component), policies)
+		plan, _ := sidecar.Resolve(sidecar.SubjectOf(isvc, component), policies)
 		if plan.FeatureCache != nil && !slices.Contains(names, plan.FeatureCache.Memcached) {
 			names = append(names, plan.FeatureCache.Memcached)
 		}
@@ -54,9 +54,11 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 		if !kserve.Has(isvc, component) {
 			continue
 		}
-		plan, found := sidecar.Resolve(subjectOf(isvc, component), seen.policies)
+		plan, found := sidecar.Resolve(sidecar.SubjectOf(isvc, component), seen.policies)
 		for _, p := range found {
-			add(p)
+			if p.Reason != v1alpha1.ReasonInvalidPolicy { // the policy's own status says so, to its author
+				add(p)
+			}
 		}
 		if plan.FeatureCache != nil && !seen.memcacheds[plan.FeatureCache.Memcached] {
 			add(sidecar.Problem{
@@ -98,10 +100,4 @@ func unfetchable(isvc *kserve.InferenceService, component v1alpha1.Component) (s
 		}
 	}
 	return sidecar.Problem{}, false
-}
-
-func subjectOf(isvc *kserve.InferenceService, component v1alpha1.Component) sidecar.Subject {
-	return sidecar.Subject{
-		Labels: isvc.Labels, Annotations: kserve.AnnotationsOf(isvc, component), Component: component,
-	}
 }

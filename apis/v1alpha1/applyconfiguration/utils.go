@@ -30,6 +30,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.ColourMatchApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CookieMark"):
 		return &apisv1alpha1.CookieMarkApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("EphemeralVolume"):
+		return &apisv1alpha1.EphemeralVolumeApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("FeatureCache"):
 		return &apisv1alpha1.FeatureCacheApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("HeaderMark"):
@@ -46,8 +48,16 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.MemcachedSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MemcachedStatus"):
 		return &apisv1alpha1.MemcachedStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PodBehind"):
+		return &apisv1alpha1.PodBehindApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PolicyConflict"):
+		return &apisv1alpha1.PolicyConflictApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Preload"):
 		return &apisv1alpha1.PreloadApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PreloadResources"):
+		return &apisv1alpha1.PreloadResourcesApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PreloadVolume"):
+		return &apisv1alpha1.PreloadVolumeApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutRouting"):
 		return &apisv1alpha1.RolloutRoutingApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutSide"):

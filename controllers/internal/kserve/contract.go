@@ -6,6 +6,7 @@
 package kserve
 
 import (
+	"fmt"
 	"maps"
 
 	"github.com/kserve/kserve/pkg/apis/serving/v1beta1"
@@ -77,6 +78,29 @@ func AnnotationsOf(isvc *InferenceService, component v1alpha1.Component) map[str
 		}
 	}
 	return merged
+}
+
+// Content returns an InferenceService as JSON without its status: names, labels, annotations and spec.
+func Content(isvc *InferenceService) (map[string]any, error) {
+	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&isvc.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("converting InferenceService %s: %w", isvc.Name, err)
+	}
+	metadata := map[string]any{"name": isvc.Name, "namespace": isvc.Namespace}
+	for key, values := range map[string]map[string]string{"labels": isvc.Labels, "annotations": isvc.Annotations} {
+		if len(values) == 0 {
+			continue
+		}
+		content := make(map[string]any, len(values))
+		for k, v := range values {
+			content[k] = v
+		}
+		metadata[key] = content
+	}
+	return map[string]any{
+		"apiVersion": GroupVersionKind.GroupVersion().String(), "kind": GroupVersionKind.Kind,
+		"metadata": metadata, "spec": spec,
+	}, nil
 }
 
 // Has reports whether an InferenceService has a component.

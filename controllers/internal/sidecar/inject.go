@@ -67,6 +67,7 @@ func injectPreload(pod *corev1.Pod, preload Preload, image string) {
 		if c.Image != image {
 			c.Image, c.ImagePullPolicy = image, pullPolicy(image)
 		}
+		equipStorage(pod, c, preload)
 		setEnv(c, envVerify, strings.ToLower(string(preload.Verify)))
 	}
 }

@@ -15,14 +15,6 @@ import (
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
 
-// Subject is what a decision is made about: the pods of one component of one InferenceService.
-type Subject struct {
-	// Labels and Annotations are those of the InferenceService.
-	Labels, Annotations map[string]string
-	// Component is the component; pods of one that no policy can name get nothing.
-	Component v1alpha1.Component
-}
-
 // Problem is something that was asked for and cannot be had.
 type Problem struct {
 	// Reason is a reason constant of the API package.
@@ -45,6 +37,10 @@ type Preload struct {
 	Image string `json:"image,omitempty"`
 	// Verify is how much proof of integrity is needed.
 	Verify v1alpha1.VerifyMode `json:"verify"`
+	// Resources are set over KServe's; nil leaves those.
+	Resources *v1alpha1.PreloadResources `json:"resources,omitempty"`
+	// Volume is where the model goes; nil leaves KServe's emptyDir.
+	Volume *v1alpha1.PreloadVolume `json:"volume,omitempty"`
 }
 
 // FeatureCache says which cache to connect.
@@ -64,7 +60,7 @@ func (p Plan) Hash() string {
 	}
 	raw, err := json.Marshal(p)
 	if err != nil {
-		panic(fmt.Sprintf("encoding a plan of strings: %v", err)) // cannot happen
+		panic(fmt.Sprintf("encoding a plan of plain values: %v", err)) // cannot happen
 	}
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:6])

@@ -31,13 +31,17 @@ func Resolve(subject Subject, policies []v1alpha1.SidecarPolicy) (Plan, []Proble
 			continue
 		}
 		if plan.Preload == nil && spec.Preload != nil {
-			plan.Preload = &Preload{Image: spec.Preload.Image, Verify: spec.Preload.Verify}
+			plan.Preload = preloadOf(spec.Preload)
 		}
 		if plan.FeatureCache == nil && spec.FeatureCache != nil {
 			plan.FeatureCache = &FeatureCache{Memcached: spec.FeatureCache.MemcachedRef.Name}
 		}
 	}
 	return plan, append(problems, plan.override(subject.Annotations)...)
+}
+
+func preloadOf(spec *v1alpha1.Preload) *Preload {
+	return &Preload{Image: spec.Image, Verify: spec.Verify, Resources: spec.Resources, Volume: spec.Volume}
 }
 
 // override applies the annotations that speak of single features.
@@ -106,7 +110,7 @@ func invalidAnnotation(key, value, what string) Problem {
 func isName(value string) bool { return len(validation.IsDNS1123Subdomain(value)) == 0 }
 
 // Picked returns the policies that pick an InferenceService, those that decide first coming first. The annotation that
-// names a policy replaces their selectors.
+// names a policy replaces their selectors and conditions.
 func Picked(subject Subject, policies []v1alpha1.SidecarPolicy) ([]v1alpha1.SidecarPolicy, []Problem) {
 	name := subject.Annotations[v1alpha1.AnnotationSidecarPolicy]
 	if name == v1alpha1.AnnotationNone {
@@ -157,5 +161,28 @@ func selects(policy *v1alpha1.SidecarPolicy, subject Subject) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("spec.selector: %w", err)
 	}
-	return selector.Matches(labels.Set(subject.Labels)), nil
+	if policy.Spec.Condition == "" || !selector.Matches(labels.Set(subject.Labels)) {
+		return selector.Matches(labels.Set(subject.Labels)), nil
+	}
+	if subject.Object == nil {
+		return false, nil
+	}
+	object, err := subject.Object()
+	if err != nil {
+		return false, err
+	}
+	ok, err := holds(policy.Spec.Condition, object)
+	if err != nil {
+		return false, fmt.Errorf("spec.condition: %w", err)
+	}
+	return ok, nil
+}
+
+// Evaluate returns why a policy's condition cannot be evaluated for a subject that its selector picks, or nil.
+func Evaluate(policy *v1alpha1.SidecarPolicy, subject Subject) error {
+	if policy.Spec.Condition == "" {
+		return nil
+	}
+	_, err := selects(policy, subject)
+	return err
 }

@@ -16,6 +16,12 @@ type PreloadApplyConfiguration struct {
 	// verify sets how much proof of integrity a fetched file needs. Auto takes the best that the store offers,
 	// Require fails the pod when the store offers no checksum, Off checks sizes only.
 	Verify *apisv1alpha1.VerifyMode `json:"verify,omitempty"`
+	// resources are the requests and limits of the container that fetches the model, in place of those that KServe
+	// gives to all. Those that are unset stay KServe's.
+	Resources *PreloadResourcesApplyConfiguration `json:"resources,omitempty"`
+	// volume is where the model is kept, in place of KServe's emptyDir. A volume that the InferenceService itself
+	// declares is left alone.
+	Volume *PreloadVolumeApplyConfiguration `json:"volume,omitempty"`
 }
 
 // PreloadApplyConfiguration constructs a declarative configuration of the Preload type for use with
@@ -37,5 +43,21 @@ func (b *PreloadApplyConfiguration) WithImage(value string) *PreloadApplyConfigu
 // If called multiple times, the Verify field is set to the value of the last call.
 func (b *PreloadApplyConfiguration) WithVerify(value apisv1alpha1.VerifyMode) *PreloadApplyConfiguration {
 	b.Verify = &value
+	return b
+}
+
+// WithResources sets the Resources field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Resources field is set to the value of the last call.
+func (b *PreloadApplyConfiguration) WithResources(value *PreloadResourcesApplyConfiguration) *PreloadApplyConfiguration {
+	b.Resources = value
+	return b
+}
+
+// WithVolume sets the Volume field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Volume field is set to the value of the last call.
+func (b *PreloadApplyConfiguration) WithVolume(value *PreloadVolumeApplyConfiguration) *PreloadApplyConfiguration {
+	b.Volume = value
 	return b
 }

@@ -14,6 +14,10 @@ import (
 type SidecarPolicySpecApplyConfiguration struct {
 	// selector picks InferenceServices of the policy's namespace by their labels. When empty, it picks all of them.
 	Selector *v1.LabelSelectorApplyConfiguration `json:"selector,omitempty"`
+	// condition is a CEL expression over the InferenceService, in the variable isvc, that must be true for it to be
+	// picked, such as "isvc.spec.predictor.model.modelFormat.name == 'pytorch'". An InferenceService without a field
+	// that the expression reads is not picked. The annotation that names this policy overrides selector and condition.
+	Condition *string `json:"condition,omitempty"`
 	// components are the parts of an InferenceService whose pods are equipped.
 	Components []apisv1alpha1.Component `json:"components,omitempty"`
 	// priority decides between policies that pick the same InferenceService: for each of preload and featureCache the
@@ -37,6 +41,14 @@ func SidecarPolicySpec() *SidecarPolicySpecApplyConfiguration {
 // If called multiple times, the Selector field is set to the value of the last call.
 func (b *SidecarPolicySpecApplyConfiguration) WithSelector(value *v1.LabelSelectorApplyConfiguration) *SidecarPolicySpecApplyConfiguration {
 	b.Selector = value
+	return b
+}
+
+// WithCondition sets the Condition field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Condition field is set to the value of the last call.
+func (b *SidecarPolicySpecApplyConfiguration) WithCondition(value string) *SidecarPolicySpecApplyConfiguration {
+	b.Condition = &value
 	return b
 }
 

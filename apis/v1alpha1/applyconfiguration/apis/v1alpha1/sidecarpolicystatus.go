@@ -3,6 +3,7 @@
 package v1alpha1
 
 import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
@@ -19,9 +20,19 @@ type SidecarPolicyStatusApplyConfiguration struct {
 	Matched *int32 `json:"matched,omitempty"`
 	// injected is the number of running pods of these that carry what the policies now ask for.
 	Injected *int32 `json:"injected,omitempty"`
-	// outdated is the number of running pods of these that were equipped otherwise, or not at all. They change when
-	// they are next restarted.
+	// outdated is the number of running pods of these that were equipped otherwise, or not at all because they are older
+	// than the policy. They change when they are next restarted.
 	Outdated *int32 `json:"outdated,omitempty"`
+	// missed is the number of running pods of these that are younger than the policy and yet were not equipped: the
+	// webhook did not answer when they were created.
+	Missed *int32 `json:"missed,omitempty"`
+	// changedTime is when the manager first saw the spec as it is.
+	ChangedTime *metav1.Time `json:"changedTime,omitempty"`
+	// behind names pods that are outdated or missed, the first ten by name.
+	Behind []PodBehindApplyConfiguration `json:"behind,omitempty"`
+	// conflicts tells which parts of this policy other policies decide otherwise for InferenceServices that both pick,
+	// the first ten by part and policy.
+	Conflicts []PolicyConflictApplyConfiguration `json:"conflicts,omitempty"`
 }
 
 // SidecarPolicyStatusApplyConfiguration constructs a declarative configuration of the SidecarPolicyStatus type for use with
@@ -72,5 +83,47 @@ func (b *SidecarPolicyStatusApplyConfiguration) WithInjected(value int32) *Sidec
 // If called multiple times, the Outdated field is set to the value of the last call.
 func (b *SidecarPolicyStatusApplyConfiguration) WithOutdated(value int32) *SidecarPolicyStatusApplyConfiguration {
 	b.Outdated = &value
+	return b
+}
+
+// WithMissed sets the Missed field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Missed field is set to the value of the last call.
+func (b *SidecarPolicyStatusApplyConfiguration) WithMissed(value int32) *SidecarPolicyStatusApplyConfiguration {
+	b.Missed = &value
+	return b
+}
+
+// WithChangedTime sets the ChangedTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ChangedTime field is set to the value of the last call.
+func (b *SidecarPolicyStatusApplyConfiguration) WithChangedTime(value metav1.Time) *SidecarPolicyStatusApplyConfiguration {
+	b.ChangedTime = &value
+	return b
+}
+
+// WithBehind adds the given value to the Behind field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Behind field.
+func (b *SidecarPolicyStatusApplyConfiguration) WithBehind(values ...*PodBehindApplyConfiguration) *SidecarPolicyStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithBehind")
+		}
+		b.Behind = append(b.Behind, *values[i])
+	}
+	return b
+}
+
+// WithConflicts adds the given value to the Conflicts field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Conflicts field.
+func (b *SidecarPolicyStatusApplyConfiguration) WithConflicts(values ...*PolicyConflictApplyConfiguration) *SidecarPolicyStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithConflicts")
+		}
+		b.Conflicts = append(b.Conflicts, *values[i])
+	}
 	return b
 }

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sidecarpolicy
+
+import (
+	"cmp"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
+)
+
+// tally counts for one policy.
+type tally struct {
+	policy *v1alpha1.SidecarPolicy
+	// since is when the policy was last changed.
+	since time.Time
+
+	matched, injected, outdated, missed int32
+	behind                              []v1alpha1.PodBehind
+	// conflicts counts InferenceServices by part and policy.
+	conflicts map[v1alpha1.PolicyConflict]int32
+	// err is why the policy's condition could not be evaluated for an InferenceService.
+	err error
+}
+
+// add counts one InferenceService and its pods.
+func (t *tally) add(service *kserve.InferenceService, seen observed) {
+	isPicked := false
+	overruled := map[v1alpha1.PolicyConflict]bool{}
+	for _, component := range t.policy.Spec.Components {
+		subject := sidecar.SubjectOf(service, component)
+		if err := sidecar.Evaluate(t.policy, subject); err != nil && t.err == nil {
+			t.err = fmt.Errorf("spec.condition: on InferenceService %q: %w", service.Name, err)
+		}
+		picked, _ := sidecar.Picked(subject, seen.policies)
+		if !slices.ContainsFunc(picked, func(p v1alpha1.SidecarPolicy) bool { return p.Name == t.policy.Name }) {
+			continue
+		}
+		isPicked = true
+		for _, c := range conflictsIn(t.policy, picked, component) {
+			overruled[c] = true
+		}
+		plan, _ := sidecar.Resolve(subject, seen.policies)
+		t.addPods(seen.pods[service.Name], component, plan.Hash())
+	}
+	if isPicked {
+		t.matched++
+	}
+	for c := range overruled {
+		t.conflicts[c]++
+	}
+}
+
+// addPods counts the pods of a component by whether they carry the plan with the given hash.
+func (t *tally) addPods(pods []metav1.ObjectMeta, component v1alpha1.Component, hash string) {
+	for i := range pods {
+		pod := &pods[i]
+		if kserve.ComponentOf(pod.Labels) != component {
+			continue
+		}
+		mark := pod.Annotations[v1alpha1.AnnotationInjected]
+		switch {
+		case mark == hash:
+			t.injected++
+		case mark == "" && pod.CreationTimestamp.After(t.since):
+			t.missed++
+			t.behind = append(t.behind, v1alpha1.PodBehind{Name: pod.Name, Why: v1alpha1.BehindMissed})
+		default:
+			t.outdated++
+			t.behind = append(t.behind, v1alpha1.PodBehind{Name: pod.Name, Why: v1alpha1.BehindOutdated})
+		}
+	}
+}
+
+func (t *tally) listBehind() []v1alpha1.PodBehind {
+	slices.SortFunc(t.behind, func(a, b v1alpha1.PodBehind) int { return cmp.Compare(a.Name, b.Name) })
+	return bounded(t.behind)
+}
+
+func (t *tally) listConflicts() []v1alpha1.PolicyConflict {
+	var list []v1alpha1.PolicyConflict
+	for c, services := range t.conflicts {
+		c.InferenceServices = services
+		list = append(list, c)
+	}
+	slices.SortFunc(list, func(a, b v1alpha1.PolicyConflict) int {
+		return cmp.Or(cmp.Compare(a.Part, b.Part), cmp.Compare(a.Policy, b.Policy))
+	})
+	return bounded(list)
+}
+
+func bounded[T any](list []T) []T {
+	return list[:min(len(list), maxListed):min(len(list), maxListed)]
+}
+
+// conflictsIn returns the parts of a policy that one of those that decide before it has, too, and has otherwise. The
+// policies are in the order in which they decide.
+func conflictsIn(
+	policy *v1alpha1.SidecarPolicy, picked []v1alpha1.SidecarPolicy, component v1alpha1.Component,
+) []v1alpha1.PolicyConflict {
+	var conflicts []v1alpha1.PolicyConflict
+	for _, part := range []struct {
+		name string
+		of   func(*v1alpha1.SidecarPolicySpec) any
+	}{
+		{"featureCache", func(s *v1alpha1.SidecarPolicySpec) any { return s.FeatureCache }},
+		{"preload", func(s *v1alpha1.SidecarPolicySpec) any { return s.Preload }},
+	} {
+		if reflect.ValueOf(part.of(&policy.Spec)).IsNil() {
+			continue
+		}
+		for i := range picked {
+			other := &picked[i]
+			if other.Name == policy.Name {
+				break
+			}
+			if !slices.Contains(other.Spec.Components, component) || reflect.ValueOf(part.of(&other.Spec)).IsNil() {
+				continue
+			}
+			if !reflect.DeepEqual(part.of(&other.Spec), part.of(&policy.Spec)) {
+				conflicts = append(conflicts, v1alpha1.PolicyConflict{Part: part.name, Policy: other.Name})
+			}
+			break // the first that has the part decides it
+		}
+	}
+	return conflicts
+}
