@@ -3,6 +3,7 @@
 package preloader
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -14,7 +15,7 @@ import (
 // linkLocal puts symbolic links to the entries of a local directory, or to one
 // local file, into dest, as KServe does for mounted claims. What is there
 // already stays.
-func linkLocal(path, dest string, filter Filter, log *slog.Logger, report *Report) error {
+func linkLocal(ctx context.Context, path, dest string, filter Filter, log *slog.Logger, report *Report) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return &ExitError{
@@ -31,6 +32,7 @@ func linkLocal(path, dest string, filter Filter, log *slog.Logger, report *Repor
 	if err := os.MkdirAll(dest, dirMode); err != nil {
 		return diskFailure(dest, err)
 	}
+	var last string
 	for _, src := range sources {
 		name := filepath.Base(src)
 		if !filter.Wants(name) {
@@ -41,6 +43,7 @@ func linkLocal(path, dest string, filter Filter, log *slog.Logger, report *Repor
 		}
 		log.Info("Linked", "source", src, "directory", dest)
 		report.Files++
+		last = src
 	}
 	if report.Files == 0 {
 		return &ExitError{
@@ -48,7 +51,44 @@ func linkLocal(path, dest string, filter Filter, log *slog.Logger, report *Repor
 			Advice: "Check the path within the volume and the allow and ignore patterns.",
 		}
 	}
+	if report.Files == 1 && archiveOf(last) != notArchive {
+		return unpackLocal(ctx, last, dest, log, report)
+	}
 	return nil
+}
+
+// unpackLocal unpacks the only file of a local source and removes its link.
+func unpackLocal(ctx context.Context, src, dest string, log *slog.Logger, report *Report) error {
+	s, err := openStore(ctx, dest, func() {})
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if err := s.prepare(newSaved()); err != nil {
+		return err
+	}
+	f, err := os.Open(src)
+	if err != nil {
+		return diskFailure(src, err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	log.Info("Unpacking", "archive", src)
+	files, err := s.unpack(ctx, f, src, make([]byte, bufferSize))
+	if err != nil {
+		return err
+	}
+	report.Files = len(files)
+	for _, u := range files {
+		report.Bytes += u.size
+	}
+	// An archive may hold a member of its own name.
+	name := filepath.Base(src)
+	if _, ok := files[name]; !ok {
+		if err := s.root.Remove(name); err != nil {
+			return diskFailure(dest, err)
+		}
+	}
+	return s.finish()
 }
 
 // visible lists a directory without names that start with a dot, as a shell

@@ -33,6 +33,8 @@ type Marker struct {
 	Finished time.Time `json:"finished"`
 	// Bytes is the sum of the sizes of Files.
 	Bytes int64 `json:"bytes"`
+	// Archives are the objects that were unpacked; Files lists what they held.
+	Archives []FileRecord `json:"archives,omitempty"`
 	// Files lists every file by path.
 	Files []FileRecord `json:"files"`
 }

@@ -51,7 +51,7 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 		log.Info("Nothing to do: the model agent fills this directory", "source", pair.Source)
 		return nil
 	case sourceLocal:
-		return linkLocal(at.path, pair.Dest, opts.Filter, log, report)
+		return linkLocal(ctx, at.path, pair.Dest, opts.Filter, log, report)
 	case sourceS3:
 	}
 	client, err := newS3Client(ctx, opts, opts.Conns)
@@ -105,13 +105,19 @@ func (p *pull) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if sole := soleArchive(entries); sole != "" {
+		return p.fetchArchive(ctx, entries, sole, marker)
+	}
 	files := p.missing(entries)
 	p.tally(entries)
 	if len(files) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
 		p.log.Info("Everything is in place already", "files", len(entries))
 		return nil
 	}
-	return p.fetch(ctx, files, marker)
+	if err := p.fetch(ctx, files, marker); err != nil {
+		return err
+	}
+	return p.complete(marker)
 }
 
 func (p *pull) nothingFound(listed int) error {
@@ -228,7 +234,7 @@ func (p *pull) tally(entries []entry) {
 	}
 }
 
-// fetch brings the missing files and leaves the marker.
+// fetch brings the missing files. The working directory stays.
 func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	if err := p.fits(files); err != nil {
 		return err
@@ -237,8 +243,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	if err := p.store.prepare(p.saved); err != nil {
 		return err
 	}
-	boot := bootID()
-	journal, err := startJournal(p.store.root, boot, p.saved)
+	journal, err := startJournal(p.store.root, bootID(), p.saved)
 	if err != nil {
 		return diskFailure(p.store.dir, err)
 	}
@@ -258,10 +263,10 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	records, err := engine.run(ctx, files, p.opts.Conns)
 	stop()
 	p.account(records)
-	if err != nil {
-		return err
+	for _, r := range records {
+		p.keep[r.Path] = r
 	}
-	return p.complete(boot, records, marker)
+	return err
 }
 
 func (p *pull) account(records []FileRecord) {
@@ -275,12 +280,15 @@ func (p *pull) account(records []FileRecord) {
 	p.report.Retries = p.progress.retries.Load()
 }
 
-func (p *pull) complete(boot string, records []FileRecord, marker *Marker) error {
-	for _, r := range records {
-		p.keep[r.Path] = r
-	}
-	next := &Marker{Boot: boot, Finished: time.Now().UTC(), Sources: []string{p.pair.Source}}
+// complete leaves the marker, and nothing of what was needed on the way.
+func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
+	next := &Marker{Boot: bootID(), Finished: time.Now().UTC(), Sources: []string{p.pair.Source}, Archives: archives}
 	if marker != nil {
+		for _, a := range marker.Archives {
+			if len(archives) == 0 || a.Object != archives[0].Object {
+				next.Archives = append(next.Archives, a)
+			}
+		}
 		for _, s := range marker.Sources {
 			if s != p.pair.Source {
 				next.Sources = append(next.Sources, s)

@@ -211,6 +211,9 @@ func (s *store) free() (int64, bool) {
 	return int64(min(st.Bavail, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, true //nolint:gosec // bounded
 }
 
+// reasonEscapes says that a link would have led a write out of the destination.
+const reasonEscapes = "Escapes"
+
 // diskFailure words an error of the destination's file system.
 func diskFailure(dir string, err error) error {
 	if _, ok := errors.AsType[*ExitError](err); ok {
@@ -218,6 +221,9 @@ func diskFailure(dir string, err error) error {
 	}
 	out := &ExitError{Code: ExitNoSpace, Reason: "CannotWrite", Cause: "cannot write to " + dir, Err: err}
 	switch {
+	case strings.HasSuffix(err.Error(), "path escapes from parent"): // os.Root's error has no name
+		out.Code, out.Reason = ExitConfig, reasonEscapes
+		out.Advice = "A link in the volume leads out of it; empty the volume, or use another path."
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		out.Reason, out.Cause = "NoSpace", "no space left in "+dir
 		out.Advice = "Give the volume more room: a larger claim, emptyDir sizeLimit, or node disk."

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+)
+
+// soleArchive returns the path of the only file of a model if that is an
+// archive, else nothing. Like KServe, it does not count empty files.
+func soleArchive(entries []entry) string {
+	sole := ""
+	for _, e := range entries {
+		switch {
+		case e.object.size == 0:
+		case sole != "" || archiveOf(e.rel) == notArchive:
+			return ""
+		default:
+			sole = e.rel
+		}
+	}
+	return sole
+}
+
+// fetchArchive brings a model that is one archive, unpacks it and removes it.
+// The archive goes only when the marker stands: a run that is killed before
+// unpacks again, and one that is killed after has nothing to do.
+func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, marker *Marker) error {
+	at := slices.IndexFunc(entries, func(e entry) bool { return e.rel == sole })
+	if old := p.unpackedBefore(entries[at], marker); old != nil {
+		p.log.Info("Everything is in place already", "archive", sole, "files", p.report.Files)
+		return p.removeArchive(*old)
+	}
+	files := p.missing(entries)
+	p.tally(entries)
+	if err := p.fetch(ctx, files, marker); err != nil {
+		return err
+	}
+	archive := p.keep[sole]
+	delete(p.keep, sole)
+	f, err := p.store.root.Open(sole)
+	if err != nil {
+		return diskFailure(p.store.dir, err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	p.log.Info("Unpacking", "archive", sole)
+	members, err := p.store.unpack(ctx, f, sole, make([]byte, bufferSize))
+	if err != nil {
+		return err
+	}
+	p.report.Files, p.report.Bytes = len(members), 0
+	for path, u := range members {
+		p.report.Bytes += u.size
+		p.keep[path] = FileRecord{
+			Path: path, Object: archive.Object, Version: archive.Version, Size: u.size, Modified: u.modified,
+			CRC: crc64NVME.name, Sum: crc64NVME.encode(u.crc), Evidence: archive.Evidence,
+		}
+	}
+	if err := p.complete(marker, archive); err != nil {
+		return err
+	}
+	if _, ok := members[sole]; ok { // a member of the archive's own name has replaced it
+		return nil
+	}
+	return p.removeArchive(archive)
+}
+
+// unpackedBefore returns the record of the archive if the marker says that it
+// was unpacked and all that it held is still in place.
+func (p *pull) unpackedBefore(e entry, marker *Marker) *FileRecord {
+	if marker == nil || !slices.Contains(marker.Sources, p.pair.Source) {
+		return nil
+	}
+	uri := "s3://" + p.at.bucket + "/" + e.object.key
+	at := slices.IndexFunc(marker.Archives, func(r FileRecord) bool {
+		return r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size && p.enough(r)
+	})
+	if at < 0 {
+		return nil
+	}
+	files, bytes := 0, int64(0)
+	for _, r := range marker.Files {
+		if r.Object != uri {
+			continue
+		}
+		// After a restart of the machine, a file that had lost its content is no
+		// longer among the saved.
+		if _, believed := p.saved.done[r.Path]; !believed || !p.store.holds(r) {
+			return nil
+		}
+		files++
+		bytes += r.Size
+	}
+	p.report.Files, p.report.Skipped, p.report.Bytes = files, files, bytes
+	p.report.believe(marker.Archives[at].Evidence, 1)
+	return &marker.Archives[at]
+}
+
+// removeArchive removes an archive that was unpacked, if it is still there.
+func (p *pull) removeArchive(r FileRecord) error {
+	if !p.store.holds(r) {
+		return nil
+	}
+	if err := p.store.root.Remove(r.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return diskFailure(p.store.dir, err)
+	}
+	return nil
+}
