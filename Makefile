@@ -11,7 +11,8 @@ TOOL := $(GO) tool -modfile=go.tools.mod
 PROGRAMS := manager featurecache preloader
 
 # Debian packages: servers that tests run, and what a node needs to run pods.
-PACKAGES_TEST := memcached nutcracker prometheus
+PACKAGES_TEST := memcached nutcracker prometheus python3-pymemcache
+PACKAGES_GENERATE := protobuf-compiler
 PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iproute2 socat libseccomp-dev pkg-config gcc libc6-dev
 
 .PHONY: help
@@ -41,9 +42,12 @@ verify: generate lint ## Generate, lint and tidy; fail if anything differs from 
 	@test -z "$$(git status --porcelain)" || { git status --short; git diff; echo "generated or tidied files differ: commit them"; exit 1; }
 
 .PHONY: generate
-generate: ## Generate deep copies, apply configurations, definitions and RBAC rules.
+generate: ## Generate deep copies, apply configurations, definitions, RBAC rules and protobuf code.
 	$(TOOL) controller-gen object:headerFile=/dev/null crd applyconfiguration:headerFile=/dev/null paths=./apis/... output:crd:dir=config/crd/bases
 	$(TOOL) controller-gen rbac:roleName=outrigger-manager paths=./controllers/... output:rbac:dir=config/rbac
+	@$(call install,$(PACKAGES_GENERATE))
+	$(GO) build -modfile=go.tools.mod -o $(BIN)/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	PATH=$(CURDIR)/$(BIN):$$PATH $(GO) generate ./samples/predictor/inference
 
 .PHONY: build
 build: ## Build the programs into bin/.
