@@ -73,7 +73,7 @@ func (b *builder) install(ctx context.Context, programs []program, sets []manife
 	if _, err := exec.LookPath("go"); err != nil {
 		return nil, fmt.Errorf("the testbed's programs are not built yet, which needs the Go toolchain: %w", err)
 	}
-	lock, err := lockFile(filepath.Join(b.cache, "build.lock"), func() { b.say("waiting for another build to finish") })
+	lock, err := lockFile(ctx, filepath.Join(b.cache, "build.lock"), func() { b.say("waiting for another build to finish") })
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +167,7 @@ func (b *builder) build(ctx context.Context, p program, target string) error {
 			return err
 		}
 	}
-	b.say("building %s %s, about %s the first time", p.name, version, p.about)
+	b.say("building %s, about %s the first time", strings.TrimSpace(p.name+" "+version), p.about)
 	began := time.Now()
 	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 		return fmt.Errorf("making the program's folder: %w", err)

@@ -64,7 +64,7 @@ func newInstance(ctx context.Context, cache, keeperProgram string, node bool) (*
 		return nil, fmt.Errorf("making the folder of running testbeds: %w", err)
 	}
 	// A new folder has no keeper for a moment, so that it looks dead: folders are made and removed in turn.
-	turn, err := lockFile(filepath.Join(cache, "run.lock"), func() {})
+	turn, err := lockFile(ctx, filepath.Join(cache, "run.lock"), func() {})
 	if err != nil {
 		return nil, err
 	}
@@ -226,12 +226,12 @@ func Down(ctx context.Context, id string) error {
 }
 
 // Clean removes what dead testbeds left behind: processes, cgroups and folders. It leaves living ones alone.
-func Clean() error {
+func Clean(ctx context.Context) error {
 	cache, err := cacheDir()
 	if err != nil {
 		return err
 	}
-	turn, err := lockFile(filepath.Join(cache, "run.lock"), func() {})
+	turn, err := lockFile(ctx, filepath.Join(cache, "run.lock"), func() {})
 	if err != nil {
 		return err
 	}

@@ -388,8 +388,8 @@ func TestKilledNodeLeavesNothingAndSparesTheOther(t *testing.T) {
 			if err := kill(owner, folder); err != nil {
 				t.Fatal(err)
 			}
-			until(t, 30*time.Second, "the end of all traces", func(context.Context) error {
-				if err := testbed.Clean(); err != nil {
+			until(t, 30*time.Second, "the end of all traces", func(ctx context.Context) error {
+				if err := testbed.Clean(ctx); err != nil {
 					return err
 				}
 				if left := traces(t, folder); len(left) > 0 {

@@ -13,7 +13,7 @@ import (
 	"serverless.xyz/outrigger/test/testbed/internal/keep"
 )
 
-// readyWithin bounds the wait for one component, which takes seconds on an idle machine and a minute on one that is very busy.
+// readyWithin bounds the wait for one component, which takes seconds on an idle machine and a minute on a very busy one.
 const readyWithin = 4 * time.Minute
 
 // component is a long-running program and the question that tells when it is ready.

@@ -183,7 +183,7 @@ func TestCleanRemovesWhatAKilledKeeperLeft(t *testing.T) {
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		if err := testbed.Clean(); err != nil {
+		if err := testbed.Clean(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(folder); os.IsNotExist(err) {
@@ -242,7 +242,7 @@ func TestDetachedTestbedLivesUntilDown(t *testing.T) {
 	if err := tb.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	if err := testbed.Clean(); err != nil {
+	if err := testbed.Clean(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := kubernetes.NewForConfigOrDie(tb.Config()).ServerVersion(); err != nil {

@@ -207,7 +207,7 @@ func printEnv(w io.Writer, s testbed.State) {
 	}
 }
 
-func clean(context.Context, []string, io.Writer, io.Writer) error { return testbed.Clean() }
+func clean(ctx context.Context, _ []string, _, _ io.Writer) error { return testbed.Clean(ctx) }
 
 func build(ctx context.Context, args []string, _, stderr io.Writer) error {
 	flags := flag.NewFlagSet("build", flag.ContinueOnError)
