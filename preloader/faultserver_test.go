@@ -32,6 +32,8 @@ type faultServer struct {
 	objects map[string]*stored
 	// decide says what is to go wrong with a request; nil means nothing.
 	decide func(asked) fault
+	// saw looks at every request.
+	saw    func(*http.Request)
 	pages  int // keys a page; 0 means 1000
 	counts map[string]int
 
@@ -175,6 +177,9 @@ func (s *faultServer) ask(op, key string, off, n int64) fault {
 }
 
 func (s *faultServer) serve(w http.ResponseWriter, r *http.Request) {
+	if s.saw != nil {
+		s.saw(r)
+	}
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	bucket, key, _ := strings.Cut(path, "/")
 	if host, _, _ := strings.Cut(r.Host, "."); host == s.bucket {

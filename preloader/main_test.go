@@ -57,8 +57,23 @@ type settings map[string]string
 
 func serverSettings(s *faultServer) settings {
 	return settings{
-		"AWS_ENDPOINT_URL": s.URL, "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret-key-text",
-		"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+		"AWS_ENDPOINT_URL":          s.URL,
+		"AWS_ACCESS_KEY_ID":         "id",
+		"AWS_SECRET_ACCESS_KEY":     "secret-key-text",
+		"AWS_DEFAULT_REGION":        "us-east-1",
+		"AWS_EC2_METADATA_DISABLED": "true",
+		// Whatever the developer's own shell has.
+		"AWS_CA_BUNDLE":               "",
+		"AWS_SESSION_TOKEN":           "",
+		"AWS_PROFILE":                 "",
+		"AWS_REGION":                  "",
+		"HTTP_PROXY":                  "",
+		"http_proxy":                  "",
+		"AWS_CONFIG_FILE":             os.DevNull,
+		"AWS_SHARED_CREDENTIALS_FILE": os.DevNull,
+		"S3_VERIFY_SSL":               "",
+		"NO_PROXY":                    "",
+		"no_proxy":                    "",
 	}
 }
 

@@ -8,13 +8,17 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
 // newS3Client returns a client that follows KServe's S3 settings. The SDK's
@@ -66,11 +70,34 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 			o.UsePathStyle = !opts.VirtualHosted
 		}
 		o.UseAccelerate = opts.Accelerate
+		if isGoogle(opts.Endpoint) {
+			o.APIOptions = append(o.APIOptions, leaveEncodingUnsigned)
+		}
 		// Retries are ours, in retry.go: the SDK's give up on some statuses, and
 		// share a budget that many small troubles would use up.
 		o.Retryer = aws.NopRetryer{}
 		o.DisableLogOutputChecksumValidationSkipped = true
 	}), nil
+}
+
+// isGoogle reports whether an endpoint is Google Cloud Storage's S3 interface.
+func isGoogle(endpoint string) bool {
+	u, err := url.Parse(endpoint)
+	return err == nil && strings.HasPrefix(u.Hostname(), "storage") && strings.HasSuffix(u.Hostname(), ".googleapis.com")
+}
+
+// leaveEncodingUnsigned removes a header that the SDK signs and that Google
+// rewrites on the way, which would make every signature wrong.
+func leaveEncodingUnsigned(stack *middleware.Stack) error {
+	return stack.Finalize.Insert(middleware.FinalizeMiddlewareFunc("LeaveEncodingUnsigned",
+		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (
+			middleware.FinalizeOutput, middleware.Metadata, error,
+		) {
+			if r, ok := in.Request.(*smithyhttp.Request); ok {
+				r.Header.Del("Accept-Encoding")
+			}
+			return next.HandleFinalize(ctx, in)
+		}), "Signing", middleware.Before)
 }
 
 // haveCredentials fetches the credentials once before they are needed, because
