@@ -29,7 +29,8 @@ test: deps ## Run all tests that need no root and no pods.
 
 .PHONY: e2e
 e2e: deps-node build ## Run the tests that need real pods. Needs root.
-	$(GO) test -tags e2e -count 1 -timeout 40m ./test/...
+	$(GO) test -tags e2e -count 1 -timeout 20m ./test/e2e
+	$(GO) test -tags e2e -count 1 -timeout 20m -run 'Node|Pod' ./test/testbed
 
 .PHONY: lint
 lint: ## Lint everything.

@@ -67,7 +67,7 @@ func TestModelByPreloader(t *testing.T) {
 // TestTrafficFollowsTheField: the share of requests that each side gets follows one field, and no request fails; nor
 // does one while the operator is away, and what was edited meanwhile comes into force when it is back.
 func TestTrafficFollowsTheField(t *testing.T) {
-	ns := namespace(t, "canary", "mnist-v1.yaml", "mnist-v2.yaml", "canaryrollout.yaml")
+	ns := namespace(t, "canary", "memcached.yaml", "sidecarpolicy.yaml", "mnist-v1.yaml", "mnist-v2.yaml", "canaryrollout.yaml")
 	for _, name := range []string{"mnist-v1", "mnist-v2"} {
 		must(t, shared.AwaitInferenceService(t.Context(), ns, name))
 	}
@@ -100,7 +100,7 @@ func TestTrafficFollowsTheField(t *testing.T) {
 
 // TestAdoptedRouteFollowsTheField: the weights of a user's VirtualService follow, and the rest of it stays.
 func TestAdoptedRouteFollowsTheField(t *testing.T) {
-	ns := namespace(t, "adopt", "mnist-v1.yaml", "mnist-v2.yaml", "canaryrollout-adopt.yaml")
+	ns := namespace(t, "adopt", "memcached.yaml", "sidecarpolicy.yaml", "mnist-v1.yaml", "mnist-v2.yaml", "canaryrollout-adopt.yaml")
 	for _, name := range []string{"mnist-v1", "mnist-v2"} {
 		must(t, shared.AwaitInferenceService(t.Context(), ns, name))
 	}
