@@ -32,6 +32,10 @@ e2e: deps-node build ## Run the tests that need real pods. Needs root.
 	$(GO) test -tags e2e -count 1 -timeout 20m ./test/e2e
 	$(GO) test -tags e2e -count 1 -timeout 20m -run 'Node|Pod' ./test/testbed
 
+.PHONY: bench
+bench: ## Run the benchmarks of decisions and of the ring.
+	$(GO) test -run '^$$' -bench . -benchmem ./controllers/... ./memcached/...
+
 .PHONY: lint
 lint: ## Lint everything.
 	$(TOOL) golangci-lint run
