@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -35,6 +37,10 @@ import (
 // workers is how many rollouts are reconciled at once, so that many edits at one time do not queue behind each other.
 const workers = 8
 
+// echoDelay is how long a change of a VirtualService waits before it wakes a rollout. Most are echoes of the controller's
+// own writes, and those would otherwise be looked at with a status in the cache that is about to be outdated.
+const echoDelay = 25 * time.Millisecond
+
 // SetupWithManager registers the controller and its watches. The kinds of KServe and Istio must be installed.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	sides, err := sidesOf(mgr)
@@ -48,7 +54,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Owns(&corev1.Service{}).
 		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(routing.NewVirtualService(), r.waking(byVirtualService), builder.WithPredicates(changed(readOfVirtualService))).
+		Watches(routing.NewVirtualService(), r.wakingLate(byVirtualService), builder.WithPredicates(changed(readOfVirtualService))).
 		Watches(&kserve.InferenceService{}, r.waking(byInferenceService), builder.WithPredicates(changed(readOfInferenceService))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
@@ -88,7 +94,30 @@ type concerns func(rollout *v1alpha1.CanaryRollout, object client.Object) bool
 
 // waking returns a handler that wakes every rollout that a change concerns.
 func (r *Reconciler) waking(concerned concerns) handler.EventHandler {
-	return handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, object client.Object) []reconcile.Request {
+	return handler.EnqueueRequestsFromMapFunc(r.concerned(concerned))
+}
+
+// wakingLate is waking after echoDelay.
+func (r *Reconciler) wakingLate(concerned concerns) handler.EventHandler {
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	wake := func(ctx context.Context, object client.Object, q queue) {
+		for _, request := range r.concerned(concerned)(ctx, object) {
+			q.AddAfter(request, echoDelay)
+		}
+	}
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q queue) { wake(ctx, e.Object, q) },
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
+			wake(ctx, e.ObjectOld, q)
+			wake(ctx, e.ObjectNew, q)
+		},
+		DeleteFunc:  func(ctx context.Context, e event.DeleteEvent, q queue) { wake(ctx, e.Object, q) },
+		GenericFunc: func(ctx context.Context, e event.GenericEvent, q queue) { wake(ctx, e.Object, q) },
+	}
+}
+
+func (r *Reconciler) concerned(concerned concerns) handler.MapFunc {
+	return func(ctx context.Context, object client.Object) []reconcile.Request {
 		var rollouts v1alpha1.CanaryRolloutList
 		if err := r.client.List(ctx, &rollouts, client.UnsafeDisableDeepCopy); err != nil {
 			ctrl.LoggerFrom(ctx).Error(err, "Listing CanaryRollouts")
@@ -101,7 +130,7 @@ func (r *Reconciler) waking(concerned concerns) handler.EventHandler {
 			}
 		}
 		return requests
-	})
+	}
 }
 
 // byClaim: when one of two rollouts for the same route goes or changes, the other may have it.
