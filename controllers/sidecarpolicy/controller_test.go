@@ -108,7 +108,10 @@ func TestPodsThatTheWebhookMissed(t *testing.T) {
 	w.Clock.SetTime(time.Now().Add(time.Hour))
 	do(t, w, create(preloadPolicy()), create(inferenceService("a", nil)), create(modelPod("a-old", "a", "")))
 	reconcileOnce(t, w)
-	if diff := cmp.Diff([]v1alpha1.PodBehind{{Name: "a-old", Why: v1alpha1.BehindOutdated}}, get(t, w).Status.Behind); diff != "" {
+	if diff := cmp.Diff(
+		[]v1alpha1.PodBehind{{Name: "a-old", Why: v1alpha1.BehindOutdated}},
+		get(t, w).Status.Behind,
+	); diff != "" {
 		t.Errorf("behind (-want +got):\n%s", diff)
 	}
 	// The next pod comes an hour after the policy was last seen to change.

@@ -153,7 +153,8 @@ func serviceOf(_ context.Context, pod client.Object) []reconcile.Request {
 func podProblems(pods []metav1.ObjectMeta) []string {
 	var list []string
 	for i := range pods {
-		if text := pods[i].Annotations[v1alpha1.AnnotationProblems]; text != "" && pods[i].Annotations[v1alpha1.AnnotationInjected] != "" {
+		if text := pods[i].Annotations[v1alpha1.AnnotationProblems]; text != "" &&
+			pods[i].Annotations[v1alpha1.AnnotationInjected] != "" {
 			list = append(list, text)
 		}
 	}

@@ -32,7 +32,12 @@ func TestServiceFaults(t *testing.T) {
 			return newServiceReconciler(c, w, record.NewFakeRecorder(1000))
 		},
 		Steps: []faults.Step{
-			create(model("s3://b/m", map[string]string{v1alpha1.AnnotationPreload: "yes", v1alpha1.AnnotationFeatureCache: "features"})),
+			create(
+				model(
+					"s3://b/m",
+					map[string]string{v1alpha1.AnnotationPreload: "yes", v1alpha1.AnnotationFeatureCache: "features"},
+				),
+			),
 			all(annotate(v1alpha1.AnnotationPreload, "true"), kserveSays("Ready", corev1.ConditionTrue)),
 			create(&v1alpha1.Memcached{ObjectMeta: metav1.ObjectMeta{Name: "features"}}),
 		},

@@ -105,13 +105,7 @@ func featureCacheContainer(pod *corev1.Pod, image string) corev1.Container {
 			PeriodSeconds:    1,
 			FailureThreshold: 30,
 		},
-		Resources: corev1.ResourceRequirements{
-			Requests: corev1.ResourceList{
-				corev1.ResourceCPU:    resource.MustParse("10m"),
-				corev1.ResourceMemory: resource.MustParse("32Mi"),
-			},
-			Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("128Mi")},
-		},
+		Resources: featureCacheResources(pod),
 		SecurityContext: &corev1.SecurityContext{
 			AllowPrivilegeEscalation: new(false),
 			ReadOnlyRootFilesystem:   new(true),
@@ -122,6 +116,39 @@ func featureCacheContainer(pod *corev1.Pod, image string) corev1.Container {
 		},
 		VolumeMounts: []corev1.VolumeMount{{Name: ringVolume, MountPath: ringDir, ReadOnly: true}},
 	}
+}
+
+// featureCacheResources asks for little and leaves room, unless the pod is Guaranteed: it would no longer be, and could
+// lose the cores that the node has set aside for its model.
+func featureCacheResources(pod *corev1.Pod) corev1.ResourceRequirements {
+	if isGuaranteed(pod) {
+		all := corev1.ResourceList{
+			corev1.ResourceCPU:    resource.MustParse("250m"),
+			corev1.ResourceMemory: resource.MustParse("128Mi"),
+		}
+		return corev1.ResourceRequirements{Requests: all, Limits: all.DeepCopy()}
+	}
+	return corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{
+			corev1.ResourceCPU:    resource.MustParse("10m"),
+			corev1.ResourceMemory: resource.MustParse("32Mi"),
+		},
+		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("128Mi")},
+	}
+}
+
+// isGuaranteed reports whether every container is promised all the CPU and memory that it may use.
+func isGuaranteed(pod *corev1.Pod) bool {
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			limit, limited := c.Resources.Limits[name]
+			request, requested := c.Resources.Requests[name]
+			if !limited || requested && request.Cmp(limit) != 0 {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // ringConfigVolume mounts the ring. It is optional, so that a pod starts, with a cache that always misses, also before

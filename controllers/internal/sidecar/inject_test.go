@@ -275,6 +275,24 @@ func TestFeatureCacheRunsInAPodOfRoot(t *testing.T) {
 	}
 }
 
+func TestAGuaranteedPodStaysSo(t *testing.T) {
+	pod := modelPod()
+	pod.Spec.InitContainers = nil
+	for i := range pod.Spec.Containers {
+		pod.Spec.Containers[i].Resources.Limits = list("1", "1Gi")
+	}
+	sidecar.Inject(pod, both, images)
+	r := container(t, pod, v1alpha1.ContainerFeatureCache).Resources
+	if diff := cmp.Diff(r.Limits, r.Requests); diff != "" || r.Limits.Cpu().IsZero() {
+		t.Errorf("the feature cache takes the guarantee from the pod: limits and requests differ:\n%s", diff)
+	}
+	pod = modelPod()
+	sidecar.Inject(pod, both, images)
+	if r := container(t, pod, v1alpha1.ContainerFeatureCache).Resources; !r.Limits.Cpu().IsZero() {
+		t.Errorf("the feature cache is throttled in a pod that has no guarantee: limits %v", r.Limits)
+	}
+}
+
 func TestInjectOfNothing(t *testing.T) {
 	pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
 	before := pod.DeepCopy()

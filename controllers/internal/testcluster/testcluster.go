@@ -99,6 +99,16 @@ func Root() string {
 	return filepath.Join(filepath.Dir(file), "../../..")
 }
 
+// ModuleDir returns the folder of a module that the repository requires.
+func ModuleDir(t testing.TB, module string) string {
+	t.Helper()
+	dir, err := moduleDir(Root(), module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func moduleDir(dir, module string) (string, error) {
 	command := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module)
 	command.Dir = dir
