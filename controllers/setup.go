@@ -64,6 +64,9 @@ type Options struct {
 	// PreloaderImage and FeatureCacheImage are injected where a SidecarPolicy names none.
 	PreloaderImage    string
 	FeatureCacheImage string
+	// AllowedImages limits the images that a SidecarPolicy may name; none allows all. One that ends in "/" stands for all
+	// images below it.
+	AllowedImages []string
 	// ReadStats asks a memcached instance for its statistics.
 	ReadStats memcached.StatsReader
 }
@@ -90,7 +93,7 @@ func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 	if err := certificate.SetupWithManager(mgr); err != nil {
 		return nil, fmt.Errorf("setting up the webhook's certificate: %w", err)
 	}
-	images := sidecar.Images{Preloader: o.PreloaderImage, FeatureCache: o.FeatureCacheImage}
+	images := sidecarImages(o)
 	mgr.GetWebhookServer().Register(podwebhook.Path, &admission.Webhook{
 		Handler: podwebhook.New(mgr.GetClient(), mgr.GetAPIReader(), admission.NewDecoder(mgr.GetScheme()), images),
 	})
@@ -109,6 +112,10 @@ func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 	return mgr, nil
 }
 
+func sidecarImages(o Options) sidecar.Images {
+	return sidecar.Images{Preloader: o.PreloaderImage, FeatureCache: o.FeatureCacheImage, Allowed: o.AllowedImages}
+}
+
 // addControllers registers every controller, each as soon as the kinds that it watches are served.
 func addControllers(mgr ctrl.Manager, o Options) error {
 	c, clk := mgr.GetClient(), clock.RealClock{}
@@ -120,7 +127,8 @@ func addControllers(mgr ctrl.Manager, o Options) error {
 		{
 			name:  sidecarpolicy.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
-			setup: sidecarpolicy.New(c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
+			setup: sidecarpolicy.New(
+				c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), sidecarImages(o)).SetupWithManager,
 		},
 		{
 			name:  sidecarpolicy.ServicesName,

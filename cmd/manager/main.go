@@ -54,7 +54,7 @@ func run() error {
 func parse() (controllers.Options, zap.Options, error) {
 	o := controllers.Options{ReadStats: memcached.ReadStats}
 	logOptions := zap.Options{TimeEncoder: zapcore.RFC3339NanoTimeEncoder}
-	var webhookAddress, webhookNames string
+	var webhookAddress, webhookNames, allowedImages string
 	flag.StringVar(&o.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the manager's Secret and Lease")
 	flag.StringVar(&webhookAddress, "webhook-address", ":9443", "host:port where the pod webhook listens")
 	flag.StringVar(&webhookNames, "webhook-names", "",
@@ -69,6 +69,8 @@ func parse() (controllers.Options, zap.Options, error) {
 		"image of the preloader where a SidecarPolicy names none")
 	flag.StringVar(&o.FeatureCacheImage, "feature-cache-image", "ghcr.io/outrigger/outrigger:v0.1.0",
 		"image of the feature cache")
+	flag.StringVar(&allowedImages, "allowed-images", "",
+		"comma-separated images that a SidecarPolicy may name; one that ends in / stands for all below it (default all)")
 	logOptions.BindFlags(flag.CommandLine)
 	flag.Parse()
 	if o.Namespace == "" {
@@ -86,6 +88,9 @@ func parse() (controllers.Options, zap.Options, error) {
 		webhookNames = "outrigger-webhook." + o.Namespace + ".svc"
 	}
 	o.WebhookNames = strings.Split(webhookNames, ",")
+	if allowedImages != "" {
+		o.AllowedImages = strings.Split(allowedImages, ",")
+	}
 	return o, logOptions, nil
 }
 

@@ -167,6 +167,13 @@ var kserveServices = []kserveService{
 		want:        of(nothing),
 	},
 	{
+		name: "out-but-cache",
+		annotations: `{outrigger.serverless.xyz/sidecar-policy: none, ` +
+			`outrigger.serverless.xyz/feature-cache: features}`,
+		spec: `predictor: {sklearn: {storageUri: "s3://b/m"}}`,
+		want: of(cacheOnly),
+	},
+	{
 		name:        "no-preload",
 		annotations: `outrigger.serverless.xyz/preload: "false"`,
 		spec:        `predictor: {sklearn: {storageUri: "s3://b/m"}}`,

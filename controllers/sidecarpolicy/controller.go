@@ -22,6 +22,7 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
 	"serverless.xyz/outrigger/controllers/internal/status"
 )
 
@@ -35,11 +36,12 @@ type Reconciler struct {
 	client   client.Client
 	clock    clock.PassiveClock
 	reporter *status.Reporter
+	images   sidecar.Images
 }
 
-// New returns a Reconciler.
-func New(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder) *Reconciler {
-	return &Reconciler{client: c, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager)}
+// New returns a Reconciler that holds policies to the images that are allowed.
+func New(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, images sidecar.Images) *Reconciler {
+	return &Reconciler{client: c, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager), images: images}
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=sidecarpolicies,verbs=get;list;watch
@@ -66,7 +68,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, policy *v1alpha1.SidecarPoli
 
 func (r *Reconciler) observe(ctx context.Context, policy *v1alpha1.SidecarPolicy) (observed, error) {
 	here := client.InNamespace(policy.Namespace)
-	seen := observed{memcachedExists: true, pods: map[string][]metav1.ObjectMeta{}}
+	seen := observed{memcachedExists: true, images: r.images, pods: map[string][]metav1.ObjectMeta{}}
 	var services kserve.InferenceServiceList
 	if err := r.client.List(ctx, &services, here); err != nil {
 		return seen, fmt.Errorf("listing InferenceServices: %w", err)

@@ -199,13 +199,31 @@ func TestConditionThatFailsOnAnInferenceServiceNamesIt(t *testing.T) {
 	wantCounts(t, w, 1, 0, 0)
 }
 
+func TestImageThatIsNotAllowedStalls(t *testing.T) {
+	w := newWorld(t)
+	p := preloadPolicy()
+	p.Spec.Preload.Image = "elsewhere.example/preloader:1"
+	do(t, w, create(p))
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonRefused)
+	do(t, w, func(ctx context.Context, w *faults.World) error {
+		p := get(t, w)
+		p.Spec.Preload.Image = "registry.example/preloader:1"
+		return w.Client.Update(ctx, p)
+	})
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionFalse, v1alpha1.ReasonNotStalled)
+}
+
 func newWorld(t *testing.T) *faults.World {
 	t.Helper()
 	return faults.NewWorld(t, testcluster.New(t))
 }
 
 func newReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
-	return reconcile.AsReconciler(c, sidecarpolicy.New(c, w.Clock, record.NewFakeRecorder(1000)))
+	return reconcile.AsReconciler(c, sidecarpolicy.New(c, w.Clock, record.NewFakeRecorder(1000), sidecar.Images{
+		Allowed: []string{"registry.example/"},
+	}))
 }
 
 func preloadPolicy() *v1alpha1.SidecarPolicy {

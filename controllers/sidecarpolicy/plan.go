@@ -23,6 +23,8 @@ type observed struct {
 	pods map[string][]metav1.ObjectMeta
 	// memcachedExists tells whether the Memcached that the policy names exists; true if it names none.
 	memcachedExists bool
+	// images tells which images policies may name.
+	images sidecar.Images
 }
 
 // maxListed bounds the lists in a status.
@@ -57,6 +59,11 @@ func conditions(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error)
 		err = status.Stalledf(v1alpha1.ReasonRefused, "spec.condition: %v.", invalid)
 	} else if evaluation != nil {
 		err = status.Stalledf(v1alpha1.ReasonRefused, "%v.", evaluation)
+	}
+	if p := policy.Spec.Preload; err == nil && p != nil {
+		if refused := seen.images.CheckAllowed(p.Image); refused != nil {
+			err = status.Stalledf(v1alpha1.ReasonRefused, "spec.preload.image: %v; the manager's own is used.", refused)
+		}
 	}
 	ready := status.Condition{
 		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady,

@@ -3,6 +3,7 @@
 package sidecar
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -17,6 +18,19 @@ import (
 type Images struct {
 	// Preloader and FeatureCache are image references.
 	Preloader, FeatureCache string
+	// Allowed limits the images that policies may name: each is an image, or ends in "/" and stands for all images
+	// below it. An empty list allows all.
+	Allowed []string
+}
+
+// CheckAllowed returns an error if policies may not name an image.
+func (i Images) CheckAllowed(image string) error {
+	if image == "" || len(i.Allowed) == 0 || slices.ContainsFunc(i.Allowed, func(allowed string) bool {
+		return image == allowed || strings.HasSuffix(allowed, "/") && strings.HasPrefix(image, allowed)
+	}) {
+		return nil
+	}
+	return fmt.Errorf("image %q is none that the administrator allows: %s", image, strings.Join(i.Allowed, ", "))
 }
 
 const (
@@ -33,7 +47,14 @@ func Inject(pod *corev1.Pod, plan Plan, images Images) []Problem {
 	}
 	var problems []Problem
 	if plan.Preload != nil {
-		injectPreload(pod, *plan.Preload, images.Preloader)
+		preload := *plan.Preload
+		if err := images.CheckAllowed(preload.Image); err != nil {
+			problems = append(problems, Problem{
+				Reason: v1alpha1.ReasonInvalidPolicy, Message: err.Error() + "; the manager's own is used",
+			})
+			preload.Image = ""
+		}
+		injectPreload(pod, preload, images.Preloader)
 	}
 	if plan.FeatureCache != nil {
 		if problem := noRoomForFeatureCache(pod); problem != "" {

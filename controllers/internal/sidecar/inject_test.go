@@ -275,6 +275,38 @@ func TestFeatureCacheRunsInAPodOfRoot(t *testing.T) {
 	}
 }
 
+func TestImagesThatAreAllowed(t *testing.T) {
+	allowed := []string{"registry.example/team/", "other.example/preloader:1"}
+	for image, want := range map[string]bool{
+		"":                                 true,
+		"registry.example/team/p:1":        true,
+		"registry.example/team-evil/p:1":   false,
+		"registry.example/p:1":             false,
+		"other.example/preloader:1":        true,
+		"other.example/preloader:12":       false,
+		"x/registry.example/team/p:1":      false,
+		"registry.example/team/deep/p@sha": true,
+	} {
+		if err := (sidecar.Images{Allowed: allowed}).CheckAllowed(image); (err == nil) != want {
+			t.Errorf("image %q: %v, want allowed %v", image, err, want)
+		}
+		if err := (sidecar.Images{}).CheckAllowed(image); err != nil {
+			t.Errorf("image %q, and no list: %v", image, err)
+		}
+		pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
+		limited := images
+		limited.Allowed = allowed
+		problems := sidecar.Inject(pod, sidecar.Plan{Preload: &sidecar.Preload{Image: image}}, limited)
+		wantImage := image
+		if image == "" || !want {
+			wantImage = images.Preloader
+		}
+		if got := container(t, pod, "storage-initializer").Image; got != wantImage || (problems == nil) != want {
+			t.Errorf("image %q: the pod runs %q, problems %v", image, got, problems)
+		}
+	}
+}
+
 func TestAGuaranteedPodStaysSo(t *testing.T) {
 	pod := modelPod()
 	pod.Spec.InitContainers = nil
