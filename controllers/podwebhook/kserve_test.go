@@ -101,7 +101,7 @@ func checkPod(t *testing.T, key string, plain, equipped *corev1.Pod, want equipm
 		t.Errorf("%s: has the preloader: %v, want %v", key, hasPreload, wantPreload)
 	}
 	takeAway(got, plain)
-	before, after := comparable(t, plain), comparable(t, got)
+	before, after := textOf(t, plain), textOf(t, got)
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("%s: the rest of the pod differs (-without +with):\n%s", key, diff)
 	}
@@ -135,8 +135,8 @@ func takeAway(pod, plain *corev1.Pod) {
 
 var random = regexp.MustCompile(`kube-api-access-[a-z0-9]+|"name":"[a-z0-9-]+-[a-z0-9]{5}","generateName"`)
 
-// comparable is the text of a pod without what the API server makes up anew each time.
-func comparable(t *testing.T, pod *corev1.Pod) string {
+// textOf is the text of a pod without what the API server makes up anew each time.
+func textOf(t *testing.T, pod *corev1.Pod) string {
 	t.Helper()
 	p := pod.DeepCopy()
 	p.UID, p.Name, p.ManagedFields, p.CreationTimestamp = "", "", nil, metav1.Time{}

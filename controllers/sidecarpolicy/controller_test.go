@@ -5,6 +5,7 @@ package sidecarpolicy_test
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -115,8 +116,8 @@ func TestPodsThatTheWebhookMissed(t *testing.T) {
 		t.Errorf("behind (-want +got):\n%s", diff)
 	}
 	// The next pod comes an hour after the policy was last seen to change.
+	p := get(t, w)
 	do(t, w, func(ctx context.Context, w *faults.World) error {
-		p := get(t, w)
 		p.Status.ChangedTime = &metav1.Time{Time: time.Now().Add(-time.Hour)}
 		return w.Client.Status().Update(ctx, p)
 	}, remove(modelPod("a-old", "a", "")), create(modelPod("a-new", "a", "")), create(modelPod("a-other", "a", "0123")))
@@ -140,7 +141,7 @@ func TestListsInStatusAreBounded(t *testing.T) {
 		high := preloadPolicy()
 		high.Name, high.Spec.Priority = fmt.Sprintf("high-%02d", i), int32(200+i)
 		high.Spec.Preload.Verify = v1alpha1.VerifyRequire
-		high.Spec.Selector.MatchLabels = map[string]string{"n": fmt.Sprint(i)}
+		high.Spec.Selector.MatchLabels = map[string]string{"n": strconv.Itoa(i)}
 		isvc := inferenceService(fmt.Sprintf("s-%02d", i), nil)
 		isvc.Labels = high.Spec.Selector.MatchLabels
 		do(t, w, create(high), create(isvc))
@@ -206,8 +207,8 @@ func TestImageThatIsNotAllowedStalls(t *testing.T) {
 	do(t, w, create(p))
 	reconcileOnce(t, w)
 	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonRefused)
+	p = get(t, w)
 	do(t, w, func(ctx context.Context, w *faults.World) error {
-		p := get(t, w)
 		p.Spec.Preload.Image = "registry.example/preloader:1"
 		return w.Client.Update(ctx, p)
 	})

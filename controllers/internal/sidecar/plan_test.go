@@ -170,9 +170,11 @@ func TestResolve(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			subject := sidecar.Subject{Labels: tc.labels, Annotations: tc.annotations, Component: tc.component}
-			if tc.component == "" {
-				subject.Component = v1alpha1.ComponentPredictor
-			} else if tc.component == noComponent {
+			subject.Component = v1alpha1.ComponentPredictor
+			if tc.component != "" {
+				subject.Component = tc.component
+			}
+			if tc.component == noComponent {
 				subject.Component = ""
 			}
 			for range 4 { // in any order of the policies

@@ -8,7 +8,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/utils/ptr"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/sidecar"
@@ -66,13 +65,13 @@ func TestInjectStorage(t *testing.T) {
 		},
 		"a volume of the pod's own": {
 			preload: sidecar.Preload{Volume: &v1alpha1.PreloadVolume{
-				Ephemeral: &v1alpha1.EphemeralVolume{Size: size, StorageClassName: ptr.To("fast")},
+				Ephemeral: &v1alpha1.EphemeralVolume{Size: size, StorageClassName: new("fast")},
 			}},
 			wantRequests: list("100m", "100Mi"), wantLimits: list("1", "1Gi"),
 			wantVolume: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{
 				VolumeClaimTemplate: &corev1.PersistentVolumeClaimTemplate{Spec: corev1.PersistentVolumeClaimSpec{
 					AccessModes:      []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-					StorageClassName: ptr.To("fast"),
+					StorageClassName: new("fast"),
 					Resources: corev1.VolumeResourceRequirements{
 						Requests: corev1.ResourceList{corev1.ResourceStorage: size},
 					},
