@@ -5,6 +5,7 @@ package routing
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -158,6 +159,16 @@ func weightOf(entry map[string]any) int64 {
 	default:
 		return 0
 	}
+}
+
+// Weights returns the weights that the route has.
+func (b *Binding) Weights() v1alpha1.WeightPair {
+	return v1alpha1.WeightPair{Stable: bounded(b.stable.weight), Canary: bounded(b.canary.weight)}
+}
+
+// bounded fits a weight into the API's type; Istio's own is no larger.
+func bounded(weight int64) int32 {
+	return int32(min(max(weight, 0), math.MaxInt32))
 }
 
 // Carries reports whether the route has these weights already.

@@ -27,6 +27,12 @@ const (
 	ReasonWeightsChanged = "WeightsChanged"
 )
 
+// FinalizerRoute is on a CanaryRollout whose deletion is more than the deletion of what it owns.
+const FinalizerRoute = GroupName + "/route"
+
+// AnnotationFoundWeights is on a CanaryRollout that is to restore a route: the weights that the route had before.
+const AnnotationFoundWeights = GroupName + "/found-weights"
+
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
 // +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService",message="stable.inferenceService and canary.inferenceService must be two different InferenceServices"
@@ -200,6 +206,7 @@ type RolloutSide struct {
 //
 // +kubebuilder:validation:XValidation:rule="self.mode == 'Adopt' ? has(self.virtualServiceRef) : !has(self.virtualServiceRef)",message="virtualServiceRef is needed in mode Adopt and has no meaning in the other modes"
 // +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways belong to the adopted VirtualService in mode Adopt, and to the one that delegates in mode Delegate; remove them here"
+// +kubebuilder:validation:XValidation:rule="!has(self.onDelete) || self.onDelete != 'Restore' || self.mode == 'Adopt'",message="onDelete Restore needs mode Adopt: only an adopted route was there before"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || has(self.hosts) || self.gateways.all(g, g == 'mesh')",message="gateways other than mesh need hosts"
 type RolloutRouting struct {
 	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service,
@@ -233,7 +240,32 @@ type RolloutRouting struct {
 	// virtualServiceRef names the route to edit, in mode Adopt.
 	// +optional
 	VirtualServiceRef *VirtualServiceReference `json:"virtualServiceRef,omitempty"`
+
+	// onDelete says what becomes of the route when the rollout is deleted. Stable gives stable all traffic of an
+	// adopted route; a route of Outrigger's own goes with the rollout. Keep leaves the route with its last weights; one
+	// of Outrigger's own then has no owner any more, and a later rollout of the same name takes it over. Restore gives an
+	// adopted route the weights that it had before. No policy moves traffic to a side that has no ready pod while the
+	// other has.
+	// +optional
+	// +kubebuilder:default=Stable
+	OnDelete OnDelete `json:"onDelete,omitempty"`
 }
+
+// OnDelete says what becomes of a route when its rollout is deleted.
+//
+// +enum
+// +kubebuilder:validation:Enum=Stable;Keep;Restore
+type OnDelete string
+
+// Policies of deletion.
+const (
+	// OnDeleteStable gives stable all traffic of an adopted route, and removes a route of Outrigger's own.
+	OnDeleteStable OnDelete = "Stable"
+	// OnDeleteKeep leaves the route with its last weights.
+	OnDeleteKeep OnDelete = "Keep"
+	// OnDeleteRestore gives an adopted route the weights that it had before.
+	OnDeleteRestore OnDelete = "Restore"
+)
 
 // RoutingMode says whose the route is.
 //

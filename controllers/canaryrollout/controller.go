@@ -5,13 +5,14 @@
 //
 // The route itself is the only memory. In mode Owned it is a VirtualService named like the rollout, applied whole; in
 // mode Adopt it is one of the user's, of which only two weights are patched. An operator that is down changes nothing:
-// the last weights stay in force, also when a rollout in mode Adopt is deleted.
+// the last weights stay in force.
 package canaryrollout
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -31,6 +32,9 @@ const Name = "canaryrollout"
 
 // fieldManager must never change, or fields written by an older release would have two owners.
 const fieldManager = "outrigger-canaryrollout"
+
+// reclaimDelay is how long the cache is given to learn of objects that have been taken over.
+const reclaimDelay = 100 * time.Millisecond
 
 const rolloutKind = "CanaryRollout"
 
@@ -69,13 +73,19 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 // Reconcile moves the route of a CanaryRollout to what the rollout asks for.
 func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRollout) (reconcile.Result, error) {
 	if rollout.DeletionTimestamp != nil {
-		return reconcile.Result{}, nil // owner references take the route; an adopted one keeps its weights
+		return r.finalize(ctx, rollout)
 	}
 	seen, err := r.observe(ctx, rollout)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if reclaimed, err := r.reclaim(ctx, rollout, seen); reclaimed || err != nil {
+		return status.Result(reclaimDelay, err)
+	}
 	p := planFor(rollout, seen)
+	if rollout, err = r.remember(ctx, rollout, keepsakeFor(rollout, p)); err != nil {
+		return status.Result(0, err)
+	}
 	err = r.apply(ctx, rollout, seen, p)
 	if apierrors.IsConflict(err) {
 		return status.Result(0, err) // nothing to tell: it is tried again at once

@@ -49,7 +49,8 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if entry != nil && len(entry.Spec.Ports) > 0 {
 		seen.targetPort = &entry.Spec.Ports[0].TargetPort
 	}
-	return seen, r.observeOthers(ctx, rollout, &seen)
+	err = r.observeOthers(ctx, rollout, &seen)
+	return seen, err
 }
 
 // side observes one InferenceService. One that does not exist, or is being deleted, has no ready endpoint; its entry is

@@ -5,9 +5,11 @@ package canaryrollout_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/tools/record"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/yaml"
@@ -116,6 +119,21 @@ func rollout(change func(*v1alpha1.CanaryRollout)) faults.Step {
 		if change != nil {
 			change(r)
 		}
+		err := w.Client.Create(ctx, r)
+		if !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+		// One that is being deleted: somebody takes its finalizer away, so that it can be made again unseen.
+		old := r.DeepCopy()
+		old.ResourceVersion, old.UID = "", ""
+		if err := w.Client.Patch(
+			ctx,
+			old,
+			client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`)),
+		); err != nil {
+			return err
+		}
+		r.ResourceVersion = ""
 		return w.Client.Create(ctx, r)
 	}
 }
@@ -125,6 +143,21 @@ func adopts(vs, route string) func(*v1alpha1.CanaryRollout) {
 		r.Spec.Routing = v1alpha1.RolloutRouting{
 			Mode: v1alpha1.RoutingAdopt, VirtualServiceRef: &v1alpha1.VirtualServiceReference{Name: vs, Route: route},
 		}
+	}
+}
+
+// remove deletes the rollout as a user does.
+func remove(ctx context.Context, w *faults.World) error {
+	r := &v1alpha1.CanaryRollout{ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: name}}
+	return client.IgnoreNotFound(w.Client.Delete(ctx, r))
+}
+
+func wantGone(t *testing.T, w *faults.World) {
+	t.Helper()
+	var r v1alpha1.CanaryRollout
+	err := w.Client.Get(t.Context(), client.ObjectKey{Namespace: w.Namespace, Name: name}, &r)
+	if !apierrors.IsNotFound(err) {
+		t.Errorf("the rollout is still there, with finalizers %v (%v)", r.Finalizers, err)
 	}
 }
 
@@ -278,4 +311,9 @@ func reconcileOnce(t *testing.T, w *faults.World, r reconcile.Reconciler) {
 	if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key}); err != nil {
 		t.Fatalf("reconciling: %v", err)
 	}
+}
+
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard()) // managers are given the log of their test
+	os.Exit(m.Run())
 }

@@ -24,6 +24,12 @@ type RolloutRoutingApplyConfiguration struct {
 	Gateways []string `json:"gateways,omitempty"`
 	// virtualServiceRef names the route to edit, in mode Adopt.
 	VirtualServiceRef *VirtualServiceReferenceApplyConfiguration `json:"virtualServiceRef,omitempty"`
+	// onDelete says what becomes of the route when the rollout is deleted. Stable gives stable all traffic of an
+	// adopted route; a route of Outrigger's own goes with the rollout. Keep leaves the route with its last weights; one
+	// of Outrigger's own then has no owner any more, and a later rollout of the same name takes it over. Restore gives an
+	// adopted route the weights that it had before. No policy moves traffic to a side that has no ready pod while the
+	// other has.
+	OnDelete *apisv1alpha1.OnDelete `json:"onDelete,omitempty"`
 }
 
 // RolloutRoutingApplyConfiguration constructs a declarative configuration of the RolloutRouting type for use with
@@ -65,5 +71,13 @@ func (b *RolloutRoutingApplyConfiguration) WithGateways(values ...string) *Rollo
 // If called multiple times, the VirtualServiceRef field is set to the value of the last call.
 func (b *RolloutRoutingApplyConfiguration) WithVirtualServiceRef(value *VirtualServiceReferenceApplyConfiguration) *RolloutRoutingApplyConfiguration {
 	b.VirtualServiceRef = value
+	return b
+}
+
+// WithOnDelete sets the OnDelete field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the OnDelete field is set to the value of the last call.
+func (b *RolloutRoutingApplyConfiguration) WithOnDelete(value apisv1alpha1.OnDelete) *RolloutRoutingApplyConfiguration {
+	b.OnDelete = &value
 	return b
 }

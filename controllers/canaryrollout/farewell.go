@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package canaryrollout
+
+import (
+	"encoding/json"
+	"slices"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/routing"
+)
+
+// keepsake is what a rollout remembers of itself in its metadata.
+type keepsake struct {
+	// finalizer tells whether the rollout must not go before its route has been seen to.
+	finalizer bool
+	// found is the route as it was before, in the form of foundWeights, or empty.
+	found string
+}
+
+// foundWeights is the value of the annotation of that name.
+type foundWeights struct {
+	VirtualService string `json:"virtualService"`
+	Route          string `json:"route"`
+	Stable         int32  `json:"stable"`
+	Canary         int32  `json:"canary"`
+}
+
+// keepsakeFor returns what a rollout must remember before its route is written: of an adopted route the weights as they
+// are, unless they are remembered already, because what is there later is Outrigger's own.
+func keepsakeFor(rollout *v1alpha1.CanaryRollout, p plan) keepsake {
+	spec := rollout.Spec.Routing
+	adopts := spec.Mode == v1alpha1.RoutingAdopt
+	has := slices.Contains(rollout.Finalizers, v1alpha1.FinalizerRoute)
+	keep := keepsake{
+		finalizer: adopts != (spec.OnDelete == v1alpha1.OnDeleteKeep) && (p.routes() || has),
+		found:     rollout.Annotations[v1alpha1.AnnotationFoundWeights],
+	}
+	switch {
+	case !adopts || spec.OnDelete != v1alpha1.OnDeleteRestore:
+		keep.found = ""
+	case p.binding != nil && !remembers(rollout):
+		weights := p.binding.Weights()
+		raw, err := json.Marshal(foundWeights{
+			VirtualService: spec.VirtualServiceRef.Name, Route: spec.VirtualServiceRef.Route,
+			Stable: weights.Stable, Canary: weights.Canary,
+		})
+		if err == nil {
+			keep.found = string(raw)
+		}
+	}
+	return keep
+}
+
+// remembers reports whether a rollout knows how the route that it adopts now was before.
+func remembers(rollout *v1alpha1.CanaryRollout) bool {
+	_, ok := recall(rollout)
+	return ok
+}
+
+// recall returns the weights that the adopted route had before.
+func recall(rollout *v1alpha1.CanaryRollout) (v1alpha1.WeightPair, bool) {
+	var found foundWeights
+	raw := rollout.Annotations[v1alpha1.AnnotationFoundWeights]
+	ref := rollout.Spec.Routing.VirtualServiceRef
+	if ref == nil || json.Unmarshal([]byte(raw), &found) != nil || found.VirtualService != ref.Name || found.Route != ref.Route {
+		return v1alpha1.WeightPair{}, false
+	}
+	return v1alpha1.WeightPair{Stable: found.Stable, Canary: found.Canary}, true
+}
+
+// farewell is what to do with the route of a rollout that is being deleted.
+type farewell struct {
+	// binding is the adopted route to give weights, nil for none.
+	binding *routing.Binding
+	// weights are these.
+	weights v1alpha1.WeightPair
+	// orphan tells whether the rollout's own objects shall stay without it.
+	orphan bool
+}
+
+// farewellFor decides what a rollout leaves behind. A route that it never had, that is gone, or that cannot be
+// understood any more is left alone, so that the deletion always ends.
+func farewellFor(rollout *v1alpha1.CanaryRollout, seen observed) farewell {
+	spec := rollout.Spec.Routing
+	switch {
+	case seen.rival != nil:
+		return farewell{}
+	case spec.Mode != v1alpha1.RoutingAdopt:
+		return farewell{orphan: spec.OnDelete == v1alpha1.OnDeleteKeep}
+	case spec.OnDelete == v1alpha1.OnDeleteKeep || seen.adopted == nil:
+		return farewell{}
+	}
+	binding, err := routing.Bind(seen.adopted, spec.VirtualServiceRef.Route,
+		destination(rollout, seen.stable), destination(rollout, seen.canary))
+	if err != nil {
+		return farewell{}
+	}
+	weights := routing.Desired(0)
+	if found, ok := recall(rollout); ok && spec.OnDelete == v1alpha1.OnDeleteRestore {
+		weights = found
+	}
+	if strands(weights, seen) {
+		return farewell{}
+	}
+	return farewell{binding: binding, weights: weights}
+}
+
+// strands reports whether weights send traffic to a side that has no ready endpoint while the other has.
+func strands(weights v1alpha1.WeightPair, seen observed) bool {
+	return weights.Stable > 0 && seen.stable.ready == 0 && seen.canary.ready > 0 ||
+		weights.Canary > 0 && seen.canary.ready == 0 && seen.stable.ready > 0
+}

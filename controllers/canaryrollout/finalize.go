@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package canaryrollout
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/controllers/internal/status"
+)
+
+// +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=canaryrollouts,verbs=patch
+
+// remember writes what a rollout must know before its route is written, if it does not yet, and returns the rollout as
+// it is then.
+func (r *Reconciler) remember(
+	ctx context.Context, rollout *v1alpha1.CanaryRollout, keep keepsake,
+) (*v1alpha1.CanaryRollout, error) {
+	after := rollout.DeepCopy()
+	if keep.finalizer {
+		controllerutil.AddFinalizer(after, v1alpha1.FinalizerRoute)
+	} else {
+		controllerutil.RemoveFinalizer(after, v1alpha1.FinalizerRoute)
+	}
+	delete(after.Annotations, v1alpha1.AnnotationFoundWeights)
+	if keep.found != "" {
+		metav1.SetMetaDataAnnotation(&after.ObjectMeta, v1alpha1.AnnotationFoundWeights, keep.found)
+	}
+	if equality.Semantic.DeepEqual(rollout.ObjectMeta, after.ObjectMeta) {
+		return rollout, nil
+	}
+	patch := client.MergeFromWithOptions(rollout, client.MergeFromWithOptimisticLock{})
+	if err := r.client.Patch(ctx, after, patch, client.FieldOwner(fieldManager)); err != nil {
+		return nil, fmt.Errorf("writing the finalizer: %w", err)
+	}
+	return after, nil
+}
+
+// finalize sees to the route of a rollout that is being deleted, and lets it go. What the API server refuses is given
+// up, with an event: a deletion must end.
+func (r *Reconciler) finalize(ctx context.Context, rollout *v1alpha1.CanaryRollout) (reconcile.Result, error) {
+	if !controllerutil.ContainsFinalizer(rollout, v1alpha1.FinalizerRoute) {
+		return reconcile.Result{}, nil
+	}
+	seen, err := r.observe(ctx, rollout)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if err := r.bid(ctx, rollout, seen, farewellFor(rollout, seen)); err != nil {
+		stalled, refused := status.AsStalled(err)
+		if !refused && !apierrors.IsNotFound(err) {
+			return status.Result(0, err)
+		}
+		if refused {
+			r.recorder.Event(rollout, "Warning", stalled.Reason, "The route is left as it is: "+stalled.Message)
+		}
+	}
+	_, err = r.remember(ctx, rollout, keepsake{})
+	if apierrors.IsNotFound(err) {
+		err = nil
+	}
+	return status.Result(0, err)
+}
+
+func (r *Reconciler) bid(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, last farewell) error {
+	if last.binding != nil {
+		_, err := r.patchRoute(ctx, rollout, seen, plan{binding: last.binding, weights: last.weights})
+		return err
+	}
+	if !last.orphan {
+		return nil
+	}
+	if owns(rollout, seen.virtualService) {
+		if err := r.setOwner(ctx, seen.virtualService, nil); err != nil {
+			return err
+		}
+	}
+	if owns(rollout, seen.service) {
+		return r.setOwner(ctx, seen.service, nil)
+	}
+	return nil
+}
+
+// setOwner makes a rollout the only owner of an object, or nobody if it is nil.
+func (r *Reconciler) setOwner(ctx context.Context, object client.Object, owner *v1alpha1.CanaryRollout) error {
+	references := []metav1.OwnerReference{}
+	if owner != nil {
+		references = append(references, *metav1.NewControllerRef(owner, rolloutGVK))
+	}
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "test", "path": "/metadata/uid", "value": object.GetUID()},
+		{"op": "add", "path": "/metadata/ownerReferences", "value": references},
+	})
+	if err != nil {
+		return fmt.Errorf("encoding owner references: %w", err)
+	}
+	target, _ := object.DeepCopyObject().(client.Object)
+	err = r.client.Patch(ctx, target, client.RawPatch(types.JSONPatchType, patch), client.FieldOwner(fieldManager))
+	if err != nil {
+		return fmt.Errorf("changing the owner of %q: %w", object.GetName(), err)
+	}
+	return nil
+}
+
+// reclaim takes over what an earlier rollout of the same name left behind. It reports whether there was any, which the
+// cache then does not know yet.
+func (r *Reconciler) reclaim(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed) (bool, error) {
+	reclaimed := false
+	if seen.virtualService != nil && orphaned(rollout, seen.virtualService) {
+		if err := r.setOwner(ctx, seen.virtualService, rollout); err != nil {
+			return false, err
+		}
+		reclaimed = true
+	}
+	if seen.service != nil && orphaned(rollout, seen.service) {
+		if err := r.setOwner(ctx, seen.service, rollout); err != nil {
+			return false, err
+		}
+		reclaimed = true
+	}
+	return reclaimed, nil
+}
+
+// orphaned reports whether an object was left behind by an earlier rollout of this name.
+func orphaned(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+	labels := object.GetLabels()
+	return metav1.GetControllerOf(object) == nil && object.GetDeletionTimestamp() == nil &&
+		labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy && labels[v1alpha1.LabelInstance] == rollout.Name
+}
