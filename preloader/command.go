@@ -21,8 +21,8 @@ const usage = `Usage:
   preloader version                                   print the version
 
 SOURCE is s3://bucket/path, or a local path, which is linked. Settings come from the environment:
-AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_CONNS,
-PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
+AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_IO (auto, warm,
+bounded, direct), PRELOADER_CONNS, PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
 PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
 `
 

@@ -29,6 +29,9 @@ type engine struct {
 	opts     Options
 	log      *slog.Logger
 	progress *progress
+	policy   ioPolicy
+	// back bounds the pages on their way to disk; nil if nothing does.
+	back *writeback
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -48,9 +51,11 @@ type file struct {
 	saved *savedFile
 
 	// These are set while the file is opened, before others see it.
-	id    int
-	temp  *os.File
-	proof proof
+	id   int
+	temp *os.File
+	// direct is the same file, opened to write around the page cache, or nil.
+	direct *os.File
+	proof  proof
 
 	mu       sync.Mutex
 	chosen   bool
@@ -97,9 +102,7 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]FileRecor
 	}
 	group.Wait()
 	for _, f := range files {
-		if f.temp != nil {
-			_ = f.temp.Close()
-		}
+		_ = f.close()
 	}
 	if err := unix.Munmap(arena); err != nil {
 		return nil, fmt.Errorf("giving buffers back: %w", err)
@@ -247,7 +250,7 @@ func (e *engine) restart(ctx context.Context, f *file) error {
 	}
 	e.progress.done.Add(-lost)
 	e.progress.total.Add(now.size - f.object.size)
-	_ = f.temp.Close()
+	_ = e.closeFile(f)
 	f.object, f.temp, f.saved, f.segments, f.chosen, f.again = now, nil, nil, nil, false, nil
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -272,42 +275,58 @@ func twiceWrong(f *file, err error) *ExitError {
 // openFile settles what is to be fetched of a file and hands its parts out.
 func (e *engine) openFile(ctx context.Context, f *file) error {
 	if !f.small() || f.saved != nil {
-		now, err := e.src.head(ctx, f.object.key)
-		if err != nil {
-			return err
-		}
-		if now.version() != f.object.version() || now.size != f.object.size {
-			return errChanged
-		}
-		f.object = now
-		if err := e.prove(ctx, f); err != nil {
+		if err := e.confirm(ctx, f); err != nil {
 			return err
 		}
 	}
 	fresh := f.saved == nil || f.saved.CRC != f.proof.crc.name
-	temp, err := e.store.openTemp(f.rel, f.object.size, fresh)
-	if err != nil {
+	var err error
+	if f.temp, err = e.store.openTemp(f.rel, f.object.size, fresh); err != nil {
 		return err
 	}
-	f.temp = temp
+	if e.policy.mode == IODirect {
+		if f.direct, err = e.store.openDirect(f.rel); err != nil {
+			return err
+		}
+	}
 	if err := e.enroll(f, fresh); err != nil {
 		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	e.handOut(f)
+	return nil
+}
+
+// confirm asks for the object as it is now, which tells its checksum.
+func (e *engine) confirm(ctx context.Context, f *file) error {
+	now, err := e.src.head(ctx, f.object.key)
+	if err != nil {
+		return err
+	}
+	if now.version() != f.object.version() || now.size != f.object.size {
+		return errChanged
+	}
+	f.object = now
+	return e.prove(ctx, f)
+}
+
+// handOut puts the parts of an open file into the queue.
+func (e *engine) handOut(f *file) {
 	part := e.opts.PartSize
 	if part == 0 {
 		part = partSize(f.object.size, e.opts.Conns)
 	}
-	f.parts = split(gaps(f.object.size, f.segments), part)
-	if f.small() && len(f.segments) == 0 && f.object.size > 0 {
-		f.parts = []span{{0, f.object.size}}
+	if f.small() && len(f.segments) == 0 {
+		part = max(f.object.size, 1) // in one request, which tells the checksum too
 	}
-	if len(f.parts) > 0 {
-		e.open = append(e.open, f)
-		e.changed.Broadcast()
+	parts := split(gaps(f.object.size, f.segments), part)
+	if len(parts) == 0 {
+		return
 	}
-	return nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.parts = parts
+	e.open = append(e.open, f)
+	e.changed.Broadcast()
 }
 
 // enroll takes over what an earlier run left, and makes the file known to the
@@ -393,9 +412,7 @@ func (e *engine) finish(ctx context.Context, f *file, buf []byte) (FileRecord, e
 	if err != nil {
 		return FileRecord{}, diskFailure(e.store.dir, err)
 	}
-	err = f.temp.Close()
-	f.temp = nil
-	if err != nil {
+	if err = e.closeFile(f); err != nil {
 		return FileRecord{}, diskFailure(e.store.dir, err)
 	}
 	record := FileRecord{
@@ -406,6 +423,26 @@ func (e *engine) finish(ctx context.Context, f *file, buf []byte) (FileRecord, e
 		return FileRecord{}, diskFailure(e.store.dir, err)
 	}
 	return record, e.store.publish(f.rel)
+}
+
+// closeFile closes a file after what is on its way to disk has arrived there.
+func (e *engine) closeFile(f *file) error {
+	var err error
+	if e.back != nil && f.temp != nil {
+		err = e.back.finish(f.temp)
+	}
+	return errors.Join(err, f.close())
+}
+
+func (f *file) close() error {
+	var err error
+	for _, open := range []*os.File{f.temp, f.direct} {
+		if open != nil {
+			err = errors.Join(err, open.Close())
+		}
+	}
+	f.temp, f.direct = nil, nil
+	return err
 }
 
 // whole returns the pieces of the file in order, which must leave no gap.

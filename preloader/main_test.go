@@ -117,7 +117,19 @@ type program struct {
 	last string
 }
 
+// start starts the preloader.
 func start(t *testing.T, env settings, args ...string) *program {
+	t.Helper()
+	p := command(t, env, args...)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	return p
+}
+
+// command prepares the preloader's process.
+func command(t *testing.T, env settings, args ...string) *program {
 	t.Helper()
 	p := &program{Cmd: exec.Command(os.Args[0], args...), log: &bytes.Buffer{}, last: filepath.Join(t.TempDir(), "last")}
 	p.Env = append(os.Environ(), asPreloader+"=1", "PRELOADER_TERMINATION_LOG="+p.last)
@@ -125,10 +137,6 @@ func start(t *testing.T, env settings, args ...string) *program {
 		p.Env = append(p.Env, k+"="+v)
 	}
 	p.Stdout, p.Stderr = p.log, p.log
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Process.Kill() })
 	return p
 }
 

@@ -63,6 +63,8 @@ type Options struct {
 
 	// Verify is the evidence that a file needs.
 	Verify VerifyMode
+	// IO is how written bytes relate to memory.
+	IO IOMode
 	// Conns is how many requests run at once; 0 means automatic.
 	Conns int
 	// PartSize is how many bytes one request asks for; 0 means automatic.
@@ -236,6 +238,7 @@ func (e environment) readWords(opts *Options) error {
 		set     func(string)
 	}{
 		{"PRELOADER_VERIFY", []string{"auto", "require", "off"}, func(v string) { opts.Verify = VerifyMode(v) }},
+		{"PRELOADER_IO", []string{"auto", "warm", "bounded", "direct"}, func(v string) { opts.IO = IOMode(v) }},
 		{"PRELOADER_PREFIX_MODE", []string{"directory", "kserve"}, func(v string) { opts.SiblingPrefixes = v == "kserve" }},
 		{"PRELOADER_RESUME", []string{"on", "off"}, func(v string) { opts.Resume = v == "on" }},
 		{"PRELOADER_LOG", []string{"kserve", "json"}, func(v string) { opts.JSONLogs = v == "json" }},

@@ -12,8 +12,17 @@ import (
 
 func defaults() Options {
 	return Options{
-		Region: "us-east-1", VerifyTLS: true, ConnectTimeout: 15 * time.Second, ReadTimeout: 30 * time.Second, Attempts: 8,
-		Verify: VerifyAuto, Memory: 64 * mebibyte, Stall: 20 * time.Second, Resume: true, TerminationLog: DefaultTerminationLog,
+		Region:         "us-east-1",
+		VerifyTLS:      true,
+		ConnectTimeout: 15 * time.Second,
+		ReadTimeout:    30 * time.Second,
+		Attempts:       8,
+		Verify:         VerifyAuto,
+		IO:             IOAuto,
+		Memory:         64 * mebibyte,
+		Stall:          20 * time.Second,
+		Resume:         true,
+		TerminationLog: DefaultTerminationLog,
 	}
 }
 
@@ -85,11 +94,21 @@ func TestOptionsFromEnv(t *testing.T) {
 		},
 		"our own": {
 			settings{
-				"PRELOADER_VERIFY": "Require", "PRELOADER_CONNS": "12", "PRELOADER_PARTSIZE": "16Mi", "PRELOADER_MEM": "32Mi",
-				"PRELOADER_STALL": "3s", "PRELOADER_DEADLINE": "10m", "PRELOADER_RESUME": "off", "PRELOADER_LOG": "json",
-				"PRELOADER_PREFIX_MODE": "kserve", "PRELOADER_TERMINATION_LOG": "/tmp/last", "S3_READ_TIMEOUT": "30",
+				"PRELOADER_VERIFY":          "Require",
+				"PRELOADER_IO":              "bounded",
+				"PRELOADER_CONNS":           "12",
+				"PRELOADER_PARTSIZE":        "16Mi",
+				"PRELOADER_MEM":             "32Mi",
+				"PRELOADER_STALL":           "3s",
+				"PRELOADER_DEADLINE":        "10m",
+				"PRELOADER_RESUME":          "off",
+				"PRELOADER_LOG":             "json",
+				"PRELOADER_PREFIX_MODE":     "kserve",
+				"PRELOADER_TERMINATION_LOG": "/tmp/last",
+				"S3_READ_TIMEOUT":           "30",
 			},
 			func(o *Options) {
+				o.IO = IOBounded
 				o.Verify, o.Conns, o.PartSize, o.Memory = VerifyRequire, 12, 16*mebibyte, 32*mebibyte
 				o.Stall, o.Deadline, o.Resume, o.JSONLogs = 3*time.Second, 10*time.Minute, false, true
 				o.SiblingPrefixes, o.TerminationLog = true, "/tmp/last"
@@ -114,10 +133,23 @@ func TestOptionsFromEnv(t *testing.T) {
 
 func TestOptionsFromEnvNameTheVariableThatIsWrong(t *testing.T) {
 	wrong := settings{
-		"PRELOADER_VERIFY": "sometimes", "PRELOADER_CONNS": "0", "PRELOADER_PARTSIZE": "12", "PRELOADER_MEM": "lots",
-		"PRELOADER_STALL": "0", "PRELOADER_DEADLINE": "-1s", "PRELOADER_RESUME": "maybe", "PRELOADER_LOG": "xml",
-		"PRELOADER_PREFIX_MODE": "x", "S3_MAX_ATTEMPTS": "0", "S3_CONNECT_TIMEOUT": "soon", "S3_READ_TIMEOUT": "0",
-		"S3_MAX_FILE_CONCURRENCY": "-1", "STORAGE_CONFIG": "{", "STORAGE_OVERRIDE_CONFIG": "[]", "CONFIDENTIAL_ENABLED": "true",
+		"PRELOADER_VERIFY":        "sometimes",
+		"PRELOADER_IO":            "memory",
+		"PRELOADER_CONNS":         "0",
+		"PRELOADER_PARTSIZE":      "12",
+		"PRELOADER_MEM":           "lots",
+		"PRELOADER_STALL":         "0",
+		"PRELOADER_DEADLINE":      "-1s",
+		"PRELOADER_RESUME":        "maybe",
+		"PRELOADER_LOG":           "xml",
+		"PRELOADER_PREFIX_MODE":   "x",
+		"S3_MAX_ATTEMPTS":         "0",
+		"S3_CONNECT_TIMEOUT":      "soon",
+		"S3_READ_TIMEOUT":         "0",
+		"S3_MAX_FILE_CONCURRENCY": "-1",
+		"STORAGE_CONFIG":          "{",
+		"STORAGE_OVERRIDE_CONFIG": "[]",
+		"CONFIDENTIAL_ENABLED":    "true",
 	}
 	for name, value := range wrong {
 		_, err := OptionsFromEnv(func(n string) string { return settings{name: value}[n] })

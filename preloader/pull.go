@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -112,6 +113,7 @@ func (p *pull) run(ctx context.Context) error {
 	p.tally(entries)
 	if len(files) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
 		p.log.Info("Everything is in place already", "files", len(entries))
+		p.measureCache()
 		return nil
 	}
 	if err := p.fetch(ctx, files, marker); err != nil {
@@ -239,6 +241,10 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	if err := p.fits(files); err != nil {
 		return err
 	}
+	policy, err := p.choosePolicy()
+	if err != nil {
+		return err
+	}
 	p.saved.done = p.keep
 	if err := p.store.prepare(p.saved); err != nil {
 		return err
@@ -254,10 +260,26 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 		}
 	}
 	engine := &engine{
-		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress,
+		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
 	}
-	p.log.Info("Downloading", "source", p.pair.Source, "files", len(files),
-		"bytes", formatBytes(p.progress.total.Load()), "connections", p.opts.Conns)
+	if policy.window > 0 {
+		engine.back = &writeback{window: policy.window}
+	}
+	p.log.Info(
+		"Downloading",
+		"source",
+		p.pair.Source,
+		"files",
+		len(files),
+		"bytes",
+		formatBytes(p.progress.total.Load()),
+		"connections",
+		p.opts.Conns,
+		"io",
+		string(policy.mode),
+		"because",
+		policy.why,
+	)
 	reporting, stop := context.WithCancel(ctx)
 	go p.progress.report(reporting, p.log)
 	records, err := engine.run(ctx, files, p.opts.Conns)
@@ -280,6 +302,19 @@ func (p *pull) account(records []FileRecord) {
 	p.report.Retries = p.progress.retries.Load()
 }
 
+// choosePolicy settles how bytes are written. Files on disk are judged by the
+// whole model, which is what may stay in the page cache; files in memory by what
+// is still to come, because the rest is taken already.
+func (p *pull) choosePolicy() (ioPolicy, error) {
+	model := p.progress.total.Load()
+	if p.store.memory {
+		model -= p.progress.done.Load()
+	}
+	policy, err := choosePolicy(p.opts.IO, readLimits(os.DirFS("/")), p.store.memory, model)
+	p.report.IO = policy.mode
+	return policy, err
+}
+
 // complete leaves the marker, and nothing of what was needed on the way.
 func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 	next := &Marker{Boot: bootID(), Finished: time.Now().UTC(), Sources: []string{p.pair.Source}, Archives: archives}
@@ -295,6 +330,7 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 			}
 		}
 	}
+	p.measureCache()
 	for _, r := range p.keep {
 		next.Files = append(next.Files, r)
 	}
@@ -302,6 +338,13 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 		return diskFailure(p.store.dir, err)
 	}
 	return p.store.finish()
+}
+
+// measureCache reports how much of the model a reader would find in memory.
+func (p *pull) measureCache() {
+	if n, ok := p.store.cached(p.keep); ok {
+		p.report.Cached = &n
+	}
 }
 
 // fits compares what is to come with what the file system has left, so that a

@@ -25,6 +25,11 @@ type Report struct {
 	Retries int64 `json:"retries"`
 	// Seconds is the wall time.
 	Seconds float64 `json:"seconds"`
+	// IO is how bytes were written.
+	IO IOMode `json:"io,omitempty"`
+	// Cached counts bytes of files in place that are in the page cache, of files
+	// of 1 MiB or more; absent if the kernel does not tell.
+	Cached *int64 `json:"cached,omitempty"`
 	// Evidence counts files by why they are believed, for all files in place.
 	Evidence map[Evidence]int `json:"evidence,omitempty"`
 }
@@ -38,6 +43,16 @@ func (r *Report) add(o Report) {
 	r.Skipped += o.Skipped
 	r.Retries += o.Retries
 	r.Seconds += o.Seconds
+	if o.IO != "" {
+		r.IO = o.IO
+	}
+	if o.Cached != nil {
+		sum := *o.Cached
+		if r.Cached != nil {
+			sum += *r.Cached
+		}
+		r.Cached = &sum
+	}
 	for e, n := range o.Evidence {
 		r.believe(e, n)
 	}
@@ -70,6 +85,9 @@ func (r *Report) summary() string {
 	}
 	if r.Skipped > 0 {
 		text += fmt.Sprintf(", %d files were there already", r.Skipped)
+	}
+	if r.Cached != nil && r.Bytes > 0 {
+		text += fmt.Sprintf(", %d %% in the page cache", percent(*r.Cached, r.Bytes))
 	}
 	if w := r.weakest(); w != "" {
 		text += ", checked by " + string(w)

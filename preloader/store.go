@@ -110,6 +110,43 @@ func (s *store) openTemp(rel string, size int64, fresh bool) (*os.File, error) {
 	return f, nil
 }
 
+// alignment is what direct writes need of offsets, lengths and buffers.
+const alignment = 4096
+
+// openDirect opens the gathering file of rel to write around the page cache.
+func (s *store) openDirect(rel string) (*os.File, error) {
+	f, err := s.root.OpenFile(tempName(rel), os.O_WRONLY|unix.O_DIRECT, fileMode)
+	if errors.Is(err, unix.EINVAL) {
+		return nil, configFailure("Set PRELOADER_IO to auto.", "the file system of %s does not take direct writes", s.dir)
+	}
+	if err != nil {
+		return nil, diskFailure(s.dir, err)
+	}
+	return f, nil
+}
+
+// cached returns how many bytes of the records' files are in the page cache, and
+// whether the kernel tells. Small files are left out: they do not matter.
+func (s *store) cached(records map[string]FileRecord) (int64, bool) {
+	var total int64
+	for rel, r := range records {
+		if r.Size < mebibyte {
+			continue
+		}
+		f, err := s.root.Open(rel)
+		if err != nil {
+			return 0, false
+		}
+		n, ok := cachedBytes(f, r.Size)
+		_ = f.Close()
+		if !ok {
+			return 0, false
+		}
+		total += n
+	}
+	return total, true
+}
+
 // allocate gives f its length, and where files are on disk its blocks too: a
 // full disk then shows before any byte is fetched, and parts that arrive out of
 // order do not scatter. In memory, blocks would be taken from the container's

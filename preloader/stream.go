@@ -26,7 +26,7 @@ type worker struct {
 // had not been written yet: the next request starts at the byte reached. Only
 // tries in a row that bring nothing count against the limit.
 func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span) error {
-	at := &cursor{span: part, pending: segment{span: span{off: part.off}}}
+	at := &cursor{span: part, pending: segment{span: span{off: part.off}}, unsent: span{off: part.off}}
 	// What arrived before trouble is kept for the next start, as far as that works.
 	defer func() { _ = e.flush(f, at) }()
 	for failures := 0; at.n > 0; {
@@ -63,6 +63,8 @@ func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span) e
 type cursor struct {
 	span
 	pending segment
+	// unsent is what was written but not handed to the disk yet.
+	unsent span
 }
 
 // stream makes one request for what is left and writes what it brings, also if
@@ -82,6 +84,9 @@ func (e *engine) stream(ctx context.Context, w *worker, f *file, at *cursor) err
 	}
 	for at.n > 0 {
 		want := min(int64(len(w.buf)), at.n, f.proof.untilCut(at.off))
+		if beyond := at.off % alignment; f.direct != nil && beyond != 0 {
+			want = min(want, alignment-beyond)
+		}
 		n, readErr := e.fill(w.buf[:want], b, watchdog)
 		if n > 0 {
 			if err := e.put(f, at, w.buf[:n]); err != nil {
@@ -121,7 +126,7 @@ func (e *engine) fill(p []byte, r io.Reader, watchdog *time.Timer) (int, error) 
 
 // put writes p at the cursor and moves it on.
 func (e *engine) put(f *file, at *cursor, p []byte) error {
-	if _, err := f.temp.WriteAt(p, at.off); err != nil {
+	if err := f.writeAt(p, at.off); err != nil {
 		return diskFailure(e.store.dir, err)
 	}
 	at.pending.crc = f.proof.crc.update(at.pending.crc, p)
@@ -129,10 +134,43 @@ func (e *engine) put(f *file, at *cursor, p []byte) error {
 	at.off += int64(len(p))
 	at.n -= int64(len(p))
 	e.progress.done.Add(int64(len(p)))
+	if err := e.handOver(f, at, int64(len(p))); err != nil {
+		return diskFailure(e.store.dir, err)
+	}
 	if at.n > 0 && (at.pending.n >= recordEvery || f.proof.untilCut(at.off) == f.proof.cut) {
 		return e.flush(f, at)
 	}
 	return nil
+}
+
+// writeAt writes around the page cache what is aligned, if that was opened.
+func (f *file) writeAt(p []byte, off int64) error {
+	if f.direct != nil && off%alignment == 0 {
+		whole := len(p) - len(p)%alignment
+		if _, err := f.direct.WriteAt(p[:whole], off); err != nil {
+			return err
+		}
+		p, off = p[whole:], off+int64(whole)
+	}
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := f.temp.WriteAt(p, off)
+	return err
+}
+
+// handOver gives the disk what was written, in stretches that it likes.
+func (e *engine) handOver(f *file, at *cursor, n int64) error {
+	if e.back == nil {
+		return nil
+	}
+	at.unsent.n += n
+	if at.unsent.n < stretchSize && at.n > 0 {
+		return nil
+	}
+	s := at.unsent
+	at.unsent = span{off: at.off}
+	return e.back.wrote(f.temp, s)
 }
 
 // flush hands over what was written, to the file and to the journal.

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// memoryGroup is a control group of its own with a memory limit. Making one
+// needs root and a machine that lets it.
+type memoryGroup struct {
+	dir string
+	v2  bool
+}
+
+func newMemoryGroup(t *testing.T, limit int64) memoryGroup {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making control groups needs root")
+	}
+	g := memoryGroup{dir: "/sys/fs/cgroup/memory"}
+	name, err := "memory.limit_in_bytes", error(nil)
+	if _, err = os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		g, name = memoryGroup{dir: "/sys/fs/cgroup", v2: true}, "memory.max"
+	}
+	g.dir = filepath.Join(g.dir, fmt.Sprintf("preloader-test-%d", os.Getpid()))
+	if err := os.Mkdir(g.dir, 0o755); err != nil {
+		t.Skipf("this machine does not let tests make control groups: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(g.dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(g.dir, name), []byte(strconv.FormatInt(limit, 10)), 0o600); err != nil {
+		t.Skipf("this machine does not limit memory by control group: %v", err)
+	}
+	return g
+}
+
+// within starts the preloader in the group.
+func (g memoryGroup) within(t *testing.T, env settings, args ...string) outcome {
+	t.Helper()
+	p := command(t, env, append([]string{"-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, g.dir, os.Args[0]}, args...)...)
+	p.Path = "/bin/sh"
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return p.outcome(t)
+}
+
+func (g memoryGroup) number(t *testing.T, name string) int64 {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(g.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+var policyInLog = regexp.MustCompile(` io=(\w+)`)
+
+func TestPullOfALargeModelUnderASmallLimit(t *testing.T) {
+	g := newMemoryGroup(t, 96*mebibyte)
+	s := newFaultServer(t)
+	data := noise(1, 200*mebibyte)
+	s.put("m/model", data)
+	dir := diskDir(t)
+	out := g.within(t, serverSettings(s), "s3://models/m", dir)
+	wantCode(t, out, ExitOK, "Completed")
+	wantTree(t, dir, map[string][]byte{"model": data})
+	if out.report.IO != IOBounded || !strings.Contains(out.log, "io=bounded") {
+		t.Errorf("policy %q, want bounded; log:\n%s", out.report.IO, out.log)
+	}
+	if !g.v2 {
+		if peak := g.number(t, "memory.max_usage_in_bytes"); peak > 90*mebibyte {
+			t.Errorf("memory went up to %d MiB, against the limit of 96", peak/mebibyte)
+		}
+	}
+}
+
+func TestPullOfASmallModelLeavesItWarm(t *testing.T) {
+	g := newMemoryGroup(t, 256*mebibyte)
+	s := newFaultServer(t)
+	data := noise(1, 64*mebibyte)
+	s.put("m/model", data)
+	dir := diskDir(t)
+	out := g.within(t, serverSettings(s), "s3://models/m", dir)
+	wantCode(t, out, ExitOK, "Completed")
+	if out.report.IO != IOWarm || out.report.Cached == nil || *out.report.Cached != int64(len(data)) {
+		t.Errorf("policy %q, %v bytes cached; want warm and all %d", out.report.IO, out.report.Cached, len(data))
+	}
+	f, err := os.Open(filepath.Join(dir, "model"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n, ok := mincoreBytes(f, int64(len(data))); !ok || n != int64(len(data)) {
+		t.Errorf("mincore tells of %d bytes (%t), want %d", n, ok, len(data))
+	}
+	if err := unix.Fdatasync(int(f.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	for name, count := range map[string]func(*os.File, int64) (int64, bool){"cachestat": cachedBytes, "mincore": mincoreBytes} {
+		if n, ok := count(f, int64(len(data))); !ok || n > int64(len(data))/2 {
+			t.Errorf("%s tells of %d bytes (%t) after they were dropped", name, n, ok)
+		}
+	}
+}
+
+func TestPullIntoMemoryUnderASmallLimitIsRefused(t *testing.T) {
+	g := newMemoryGroup(t, 96*mebibyte)
+	s := newFaultServer(t)
+	s.put("m/model", noise(1, 120*mebibyte))
+	dir := mountMemory(t, "200m")
+	out := g.within(t, serverSettings(s), "s3://models/m", dir)
+	wantCode(t, out, ExitNoSpace, "NoMemory")
+	wanted := regexp.MustCompile(`at least (\d+)Mi`).FindStringSubmatch(out.last)
+	if wanted == nil {
+		t.Fatalf("termination message %q names no number", out.last)
+	}
+	if n, err := strconv.ParseInt(wanted[1], 10, 64); err != nil || n < 120 || n > 300 {
+		t.Errorf("it asks for %s MiB, want a little more than 120", wanted[1])
+	}
+}
+
+func TestPullInEveryMode(t *testing.T) {
+	for _, mode := range []IOMode{IOAuto, IOWarm, IOBounded, IODirect} {
+		t.Run(string(mode), func(t *testing.T) {
+			s := newFaultServer(t)
+			want := map[string][]byte{
+				"large": noise(1, 33*mebibyte+4097),
+				"odd":   noise(2, 12345),
+				"empty": nil,
+				"block": noise(3, 4096),
+			}
+			for k, v := range want {
+				s.put("m/"+k, v)
+			}
+			// Broken connections make writes start anywhere.
+			s.faults(func(a asked) fault {
+				return fault{cut: a.op == "Get" && a.seen%2 == 0, after: 1_234_567}
+			})
+			dir := diskDir(t)
+			out := run(t, with(serverSettings(s), settings{"PRELOADER_IO": string(mode)}), "s3://models/m", dir)
+			wantCode(t, out, ExitOK, "Completed")
+			wantTree(t, dir, want)
+			if got := policyInLog.FindStringSubmatch(out.log); mode != IOAuto && (len(got) < 2 || got[1] != string(mode)) {
+				t.Errorf("the log tells of policy %q, want %s", got, mode)
+			}
+		})
+	}
+	t.Run("direct, resumed at an odd byte", func(t *testing.T) {
+		s := newFaultServer(t)
+		data := noise(1, 30*mebibyte)
+		s.put("m/model", data)
+		s.faults(func(a asked) fault { return fault{stall: a.op == "Get", after: 5_000_001} })
+		dir := diskDir(t)
+		env := with(serverSettings(s), settings{"PRELOADER_IO": "direct"})
+		p := start(t, env, "s3://models/m", dir)
+		eventually(t, "ranges are recorded", func() bool { return recorded(dir) >= 2 })
+		if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, p.outcome(t), ExitTerminated, "Stopped")
+		s.faults(nil)
+		wantCode(t, run(t, env, "s3://models/m", dir), ExitOK, "Completed")
+		wantTree(t, dir, map[string][]byte{"model": data})
+	})
+}
+
+func TestPullOntoAFullVolume(t *testing.T) {
+	t.Run("too small from the start", func(t *testing.T) {
+		s := newFaultServer(t)
+		s.put("m/model", noise(1, 30*mebibyte))
+		dir := mountMemory(t, "20m")
+		out := run(t, serverSettings(s), "s3://models/m", dir)
+		wantCode(t, out, ExitNoSpace, "NoSpace")
+		if !strings.Contains(out.last, "31.5 MB") || !strings.Contains(out.last, "room") {
+			t.Errorf("termination message %q does not tell how much is needed", out.last)
+		}
+		if s.count("Get") != 0 {
+			t.Errorf("%d requests for data, though it could not fit", s.count("Get"))
+		}
+	})
+	t.Run("filled by somebody else meanwhile", func(t *testing.T) {
+		s := newFaultServer(t)
+		s.put("m/model", noise(1, 30*mebibyte))
+		dir := mountMemory(t, "40m")
+		s.faults(func(a asked) fault {
+			return fault{before: func() {
+				if a.op == "Get" && a.off == 0 {
+					_ = os.WriteFile(filepath.Join(dir, "somebody-elses"), make([]byte, 35*mebibyte), 0o600)
+				}
+			}}
+		})
+		wantCode(t, run(t, serverSettings(s), "s3://models/m", dir), ExitNoSpace, "NoSpace")
+		if _, err := os.Stat(filepath.Join(dir, "model")); !os.IsNotExist(err) {
+			t.Errorf("a file is visible: %v", err)
+		}
+		if err := os.Remove(filepath.Join(dir, "somebody-elses")); err != nil {
+			t.Fatal(err)
+		}
+		s.faults(nil)
+		wantCode(t, run(t, serverSettings(s), "s3://models/m", dir), ExitOK, "Completed")
+		wantTree(t, dir, map[string][]byte{"model": noise(1, 30*mebibyte)})
+	})
+}
+
+// diskDir returns a folder on a disk, for machines whose /tmp is in memory.
+func diskDir(t *testing.T) string {
+	t.Helper()
+	for _, parent := range []string{os.TempDir(), "/var/tmp", "."} {
+		var st unix.Statfs_t
+		if unix.Statfs(parent, &st) != nil || st.Type == unix.TMPFS_MAGIC || st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+			continue
+		}
+		dir, err := os.MkdirTemp(parent, "preloader-test-")
+		if err != nil {
+			continue
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		return dir
+	}
+	t.Skip("no folder for tests is on a disk")
+	return ""
+}
+
+// mountMemory mounts a file system in memory of this size.
+func mountMemory(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Skipf("mounting needs root: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
