@@ -11,7 +11,7 @@ TOOL := $(GO) tool -modfile=go.tools.mod
 PROGRAMS := manager featurecache preloader
 
 # Debian packages: servers that tests run, and what a node needs to run pods.
-PACKAGES_TEST := memcached nutcracker prometheus python3-pymemcache
+PACKAGES_TEST := memcached nutcracker prometheus python3 python3-pymemcache python3-venv
 PACKAGES_GENERATE := protobuf-compiler
 PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iproute2 socat libseccomp-dev pkg-config gcc libc6-dev
 

@@ -100,7 +100,15 @@ func TestTrafficFollowsTheField(t *testing.T) {
 
 // TestAdoptedRouteFollowsTheField: the weights of a user's VirtualService follow, and the rest of it stays.
 func TestAdoptedRouteFollowsTheField(t *testing.T) {
-	ns := namespace(t, "adopt", "memcached.yaml", "sidecarpolicy.yaml", "mnist-v1.yaml", "mnist-v2.yaml", "canaryrollout-adopt.yaml")
+	ns := namespace(
+		t,
+		"adopt",
+		"memcached.yaml",
+		"sidecarpolicy.yaml",
+		"mnist-v1.yaml",
+		"mnist-v2.yaml",
+		"canaryrollout-adopt.yaml",
+	)
 	for _, name := range []string{"mnist-v1", "mnist-v2"} {
 		must(t, shared.AwaitInferenceService(t.Context(), ns, name))
 	}
