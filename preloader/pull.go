@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -79,6 +80,8 @@ type pull struct {
 	// keep are records of files in place, by path: those of this source that
 	// need no fetching, and those that other sources left.
 	keep map[string]FileRecord
+	// others are those of keep that an earlier pair brought to the same directory.
+	others map[string]bool
 }
 
 func (p *pull) run(ctx context.Context) error {
@@ -137,7 +140,7 @@ func (p *pull) nothingFound(listed int) error {
 // recall reads what earlier runs left, and checks it against the bytes if the
 // machine has restarted since.
 func (p *pull) recall(ctx context.Context) (*Marker, error) {
-	p.saved, p.keep = newSaved(), map[string]FileRecord{}
+	p.saved, p.keep, p.others = newSaved(), map[string]FileRecord{}, map[string]bool{}
 	if !p.opts.Resume {
 		return nil, nil //nolint:nilnil // no marker is believed
 	}
@@ -183,7 +186,7 @@ func (p *pull) missing(entries []entry) []*file {
 	}
 	for rel, r := range p.saved.done {
 		if !wanted[rel] && p.inPlace(r) {
-			p.keep[rel] = r
+			p.keep[rel], p.others[rel] = r, true
 		}
 	}
 	for rel := range p.saved.begun {
@@ -263,7 +266,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
 	}
 	if policy.window > 0 {
-		engine.back = &writeback{window: policy.window}
+		engine.back = newWriteback(policy.window, p.opts.Conns)
 	}
 	p.log.Info(
 		"Downloading",
@@ -342,7 +345,9 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 
 // measureCache reports how much of the model a reader would find in memory.
 func (p *pull) measureCache() {
-	if n, ok := p.store.cached(p.keep); ok {
+	ours := maps.Clone(p.keep)
+	maps.DeleteFunc(ours, func(rel string, _ FileRecord) bool { return p.others[rel] })
+	if n, ok := p.store.cached(ours); ok {
 		p.report.Cached = &n
 	}
 }

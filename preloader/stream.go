@@ -165,7 +165,7 @@ func (e *engine) handOver(f *file, at *cursor, n int64) error {
 		return nil
 	}
 	at.unsent.n += n
-	if at.unsent.n < stretchSize && at.n > 0 {
+	if at.unsent.n < e.back.stretch && at.n > 0 {
 		return nil
 	}
 	s := at.unsent

@@ -17,6 +17,8 @@ import (
 // kernel would make everybody wait for longer.
 type writeback struct {
 	window int64
+	// stretch is how many bytes a connection writes before it hands them over.
+	stretch int64
 
 	mu     sync.Mutex
 	queue  []stretch
@@ -29,9 +31,22 @@ type stretch struct {
 	span
 }
 
-// stretchSize is how many bytes of one file are handed over at a time: enough
-// for a disk to write in one go.
-const stretchSize = 8 * mebibyte
+const (
+	// largestStretch is enough for a disk to write in one go.
+	largestStretch = 8 * mebibyte
+	// smallestStretch keeps the calls few.
+	smallestStretch = mebibyte / 2
+)
+
+// newWriteback returns a writeback for this many connections. What they have
+// written and not yet handed over adds up to a quarter of the window at most,
+// unless that would take stretches that are too small.
+func newWriteback(window int64, conns int) *writeback {
+	return &writeback{
+		window:  window,
+		stretch: min(max(window/int64(4*max(conns, 1)), smallestStretch), largestStretch),
+	}
+}
 
 // wrote hands a range over and makes room for the next.
 func (w *writeback) wrote(f *os.File, s span) error {
