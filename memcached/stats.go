@@ -83,28 +83,6 @@ func ReadStats(ctx context.Context, addr string) (Stats, error) {
 	return s, nil
 }
 
-// Probe asks the server at addr ("host:port") for its version, which proves that it serves. It gives up when the
-// context ends and after 5 seconds at the latest.
-func Probe(ctx context.Context, addr string) (string, error) {
-	var version string
-	err := scrape(ctx, addr, "version\r\n", func(r *bufio.Reader) error {
-		line, err := readLine(r)
-		if err != nil {
-			return err
-		}
-		rest, ok := bytes.CutPrefix(line, []byte("VERSION "))
-		if !ok || len(rest) == 0 {
-			return unexpectedLine(line)
-		}
-		version = string(rest)
-		return nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("probing %s: %w", addr, err)
-	}
-	return version, nil
-}
-
 // scrape sends the commands over a new connection and has read take the answer.
 func scrape(ctx context.Context, addr, commands string, read func(*bufio.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)

@@ -45,25 +45,13 @@ func TestReadStatsOfARealServer(t *testing.T) {
 	}
 }
 
-func TestProbeOfARealServer(t *testing.T) {
-	server := memcachedtest.Start(t)
-	version, err := Probe(t.Context(), server.Addr)
-	if err != nil || !strings.HasPrefix(version, "1.") {
-		t.Errorf("version = %q, %v, want 1.x", version, err)
-	}
-	server.Stop()
-	if _, err := Probe(t.Context(), server.Addr); err == nil {
-		t.Error("probe of a dead server: no error")
-	}
-}
-
-// TestProbeEndsWithItsContext has a process that accepts and never answers.
-func TestProbeEndsWithItsContext(t *testing.T) {
+// TestReadStatsEndsWithItsContext has a process that accepts and never answers.
+func TestReadStatsEndsWithItsContext(t *testing.T) {
 	server := memcachedtest.Start(t)
 	server.Freeze()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := Probe(ctx, server.Addr); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := ReadStats(ctx, server.Addr); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error = %v, want the deadline", err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
