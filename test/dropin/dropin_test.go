@@ -219,9 +219,9 @@ func tree(t *testing.T, dir string) map[string]string {
 			return nil
 		}
 		switch {
-		case rel == ".preloader":
+		case d != nil && d.Name() == ".preloader":
 			return fs.SkipDir
-		case err != nil || relErr != nil || d.IsDir() || rel == ".preloader.json":
+		case err != nil || relErr != nil || d.IsDir() || d.Name() == ".preloader.json":
 			return errors.Join(err, relErr)
 		}
 		if d.Type()&fs.ModeSymlink != 0 {
