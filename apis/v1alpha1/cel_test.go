@@ -138,6 +138,18 @@ var rules = map[string]struct {
 		refused:   "preload: {verify: Maybe}",
 		wantField: "spec.preload.verify",
 	},
+	"an ephemeral volume has its own size": {
+		kind:    "SidecarPolicy",
+		taken:   "preload: {volume: {ephemeral: {size: 1Gi}}}",
+		refused: "preload: {volume: {ephemeral: {size: 1Gi}, sizeLimit: 1Gi}}",
+		wants:   "an ephemeral volume has its own size",
+	},
+	"memory as a volume is limited": {
+		kind:    "SidecarPolicy",
+		taken:   "preload: {volume: {medium: Memory, sizeLimit: 1Gi}}",
+		refused: "preload: {volume: {medium: Memory}}",
+		wants:   "medium Memory needs a sizeLimit",
+	},
 	"the cache is named": {
 		kind:      "SidecarPolicy",
 		taken:     "featureCache: {memcachedRef: {name: a}}",
