@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -227,10 +228,15 @@ func TestPullOntoAFullVolume(t *testing.T) {
 		s := newFaultServer(t)
 		s.put("m/model", noise(1, 30*mebibyte))
 		dir := mountMemory(t, "40m")
+		var once sync.Once // a request that is made again must not bring the file back
+		filled := make(chan struct{})
 		s.faults(func(a asked) fault {
 			return fault{before: func() {
 				if a.op == "Get" && a.off == 0 {
-					_ = os.WriteFile(filepath.Join(dir, "somebody-elses"), make([]byte, 35*mebibyte), 0o600)
+					once.Do(func() {
+						_ = os.WriteFile(filepath.Join(dir, "somebody-elses"), make([]byte, 35*mebibyte), 0o600)
+						close(filled)
+					})
 				}
 			}}
 		})
@@ -238,6 +244,7 @@ func TestPullOntoAFullVolume(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, "model")); !os.IsNotExist(err) {
 			t.Errorf("a file is visible: %v", err)
 		}
+		<-filled
 		if err := os.Remove(filepath.Join(dir, "somebody-elses")); err != nil {
 			t.Fatal(err)
 		}
