@@ -165,7 +165,7 @@ func TestPullResumesAnUploadInParts(t *testing.T) {
 	})
 	dir := t.TempDir()
 	p := start(t, serverSettings(s), "s3://models/m", dir)
-	eventually(t, "ranges are recorded", func() bool { return recorded(dir) >= 4 })
+	eventually(t, "ranges are recorded", func() bool { return recorded(dir) >= 6 })
 	if err := p.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestPullResumesAnUploadInParts(t *testing.T) {
 	out := run(t, with(serverSettings(s), settings{"PRELOADER_VERIFY": "require"}), "s3://models/m", dir)
 	wantCode(t, out, ExitOK, "Completed")
 	wantTree(t, dir, map[string][]byte{"model": data})
-	if out.report.weakest() != EvidenceParts || out.report.Resumed < 4*mebibyte {
+	if out.report.weakest() != EvidenceParts || out.report.Resumed < 8*mebibyte {
 		t.Errorf("evidence %q after resuming %d bytes", out.report.weakest(), out.report.Resumed)
 	}
 }
