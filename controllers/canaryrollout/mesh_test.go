@@ -4,8 +4,6 @@ package canaryrollout_test
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"math"
 	"net"
 	"os/exec"
@@ -16,10 +14,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/xds"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,6 +27,7 @@ import (
 	"serverless.xyz/outrigger/controllers/internal/faults"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
 	"serverless.xyz/outrigger/controllers/internal/testcluster"
+	"serverless.xyz/outrigger/test/mesh"
 	"serverless.xyz/outrigger/test/testbed"
 )
 
@@ -119,25 +116,7 @@ type meshClient struct {
 
 func dialMesh(t *testing.T, xdsAddress, namespace, host string) *meshClient {
 	t.Helper()
-	bootstrap, err := json.Marshal(map[string]any{
-		"xds_servers": []any{map[string]any{
-			"server_uri": xdsAddress, "channel_creds": []any{map[string]any{"type": "insecure"}},
-			"server_features": []any{"xds_v3"},
-		}},
-		"node": map[string]any{
-			"id":       fmt.Sprintf("sidecar~10.0.0.9~client.%s~%s.svc.cluster.local", namespace, namespace),
-			"metadata": map[string]any{"GENERATOR": "grpc", "NAMESPACE": namespace, "CLUSTER_ID": "Kubernetes"},
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	resolver, err := xds.NewXDSResolverWithConfigForTesting(bootstrap)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := grpc.NewClient("xds:///"+host, grpc.WithResolvers(resolver),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := mesh.Dial(xdsAddress, "10.0.0.9", namespace, host)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,52 +172,52 @@ func TestTrafficFollows(t *testing.T) {
 	do(t, w, served("v1", startServer(t, "v1")), served("v2", startServer(t, "v2")), rollout(nil))
 	startManager(t, w, bed.Config())
 	awaitReason(t, w, name, "WeightsApplied")
-	mesh := dialMesh(t, bed.XDSAddress(), w.Namespace, name+"."+w.Namespace+".svc.cluster.local:80")
-	mesh.await(t, "v1", 100, 0)
-	if mesh.failed > 0 {
-		t.Fatalf("%d calls failed before anything was edited: %v", mesh.failed, mesh.err)
+	caller := dialMesh(t, bed.XDSAddress(), w.Namespace, name+"."+w.Namespace+".svc.cluster.local:80")
+	caller.await(t, "v1", 100, 0)
+	if caller.failed > 0 {
+		t.Fatalf("%d calls failed before anything was edited: %v", caller.failed, caller.err)
 	}
 
 	for _, n := range []int{10, 50, 100, 0} {
 		do(t, w, percent(n))
 		edited := time.Now()
-		mesh.await(t, "v2", float64(n), 9)
+		caller.await(t, "v2", float64(n), 9)
 		t.Logf("%d percent: traffic follows %s after the edit", n, time.Since(edited).Round(time.Millisecond))
-		if got := mesh.share(t.Context(), 4000, "v2"); math.Abs(got-float64(n)) > 3 {
+		if got := caller.share(t.Context(), 4000, "v2"); math.Abs(got-float64(n)) > 3 {
 			t.Errorf("the canary gets %.1f percent of 4000 calls, want %d", got, n)
 		}
 	}
 
 	do(t, w, percent(50))
-	mesh.await(t, "v2", 50, 9)
+	caller.await(t, "v2", 50, 9)
 	do(t, w, served("v3", startServer(t, "v3")), edit(`{"spec":{"canary":{"inferenceService":"v3"}}}`))
-	mesh.await(t, "v3", 50, 9) // a superseded canary
+	caller.await(t, "v3", 50, 9) // a superseded canary
 	// A canary that dies midway takes the calls along that were on their way to it, and no later one.
-	if mesh.failed > 0 {
-		t.Errorf("%d calls failed while all sides were well: %v", mesh.failed, mesh.err)
+	if caller.failed > 0 {
+		t.Errorf("%d calls failed while all sides were well: %v", caller.failed, caller.err)
 	}
 	do(t, w, endpoints("v3-predictor", "v3", 0))
-	mesh.await(t, "v1", 100, 0)
-	mesh.failed, mesh.err = 0, nil
+	caller.await(t, "v1", 100, 0)
+	caller.failed, caller.err = 0, nil
 
 	do(t, w, edit(coloured), edit(`{"spec":{"canary":{"inferenceService":"v2"}}}`), percent(0))
 	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
-	red := mesh.with("x-colour", "canary")
+	red := caller.with("x-colour", "canary")
 	red.await(t, "v2", 100, 0)
 	for what, other := range map[string]*meshClient{
-		"no mark": mesh, "another colour": mesh.with("x-colour", "canary2"), "a cookie that looks alike": mesh.with("cookie", "xtier=gold"),
+		"no mark": caller, "another colour": caller.with("x-colour", "canary2"), "a cookie that looks alike": caller.with("cookie", "xtier=gold"),
 	} {
 		if got := other.share(t.Context(), 300, "v1"); got != 100 {
 			t.Errorf("with %s: %.1f percent reach stable, want all", what, got)
 		}
 	}
 	do(t, w, percent(100))
-	mesh.await(t, "v2", 100, 0)
-	if got := mesh.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
+	caller.await(t, "v2", 100, 0)
+	if got := caller.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
 		t.Errorf("with the cookie: %.1f percent reach stable, want all", got)
 	}
-	if failed := mesh.failed + red.failed; failed > 0 {
-		t.Errorf("%d calls failed: %v %v", failed, mesh.err, red.err)
+	if failed := caller.failed + red.failed; failed > 0 {
+		t.Errorf("%d calls failed: %v %v", failed, caller.err, red.err)
 	}
 
 	do(t, w, edit(`{"spec":{"routing":{"mode":"Delegate"}}}`), percent(50), front)

@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -12,11 +11,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/xds"
 
 	"serverless.xyz/outrigger/samples/predictor/inference"
 	"serverless.xyz/outrigger/samples/predictor/model"
+	"serverless.xyz/outrigger/test/mesh"
 )
 
 // Traffic calls a model through Istio's routes: its client gets its configuration from istiod by xDS and obeys it, as a
@@ -30,30 +28,9 @@ type Traffic struct {
 
 // NewTraffic returns a caller of host:port, which must be routed by the mesh of the testbed.
 func (c *Cluster) NewTraffic(namespace, host, modelName string) (*Traffic, error) {
-	bootstrap, err := json.Marshal(map[string]any{
-		"xds_servers": []any{map[string]any{
-			"server_uri":      c.XDSAddress(),
-			"channel_creds":   []any{map[string]any{"type": "insecure"}},
-			"server_features": []string{"xds_v3"},
-		}},
-		"node": map[string]any{
-			"id": fmt.Sprintf("sidecar~%s~client.%s~%s.svc.cluster.local", c.HostIP(), namespace, namespace),
-			"metadata": map[string]any{
-				"GENERATOR": "grpc", "NAMESPACE": namespace, "CLUSTER_ID": "Kubernetes",
-			},
-		},
-	})
+	connection, err := mesh.Dial(c.XDSAddress(), c.HostIP(), namespace, host)
 	if err != nil {
-		return nil, fmt.Errorf("writing the xDS bootstrap: %w", err)
-	}
-	resolver, err := xds.NewXDSResolverWithConfigForTesting(bootstrap)
-	if err != nil {
-		return nil, fmt.Errorf("making the xDS resolver: %w", err)
-	}
-	connection, err := grpc.NewClient("xds:///"+host,
-		grpc.WithResolvers(resolver), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return nil, fmt.Errorf("connecting to %s: %w", host, err)
+		return nil, err
 	}
 	digits, err := model.HeldOut()
 	if err != nil {
