@@ -19,6 +19,8 @@ import (
 	"strings"
 
 	"github.com/therootcompany/xz"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // A model that is one archive is unpacked into the destination, as KServe does,
@@ -256,7 +258,7 @@ func (u *unpacker) copy(f *os.File, content io.Reader, got *unpacked) error {
 		if _, err := f.Write(u.buf[:n]); err != nil {
 			return diskFailure(u.store.dir, err)
 		}
-		got.crc = crc64NVME.update(got.crc, u.buf[:n])
+		got.crc = crc.NVME.Update(got.crc, u.buf[:n])
 		got.size += int64(n)
 		if errors.Is(readErr, io.EOF) {
 			return nil

@@ -22,6 +22,6 @@
 // (arguments), options.go (environment), uri.go, s3config.go and s3.go (the
 // store that is read), tree.go and pattern.go (which objects become which
 // files), plan.go (byte ranges), store.go and journal.go (the directory that is
-// written), fetch.go and stream.go (moving the bytes), crc.go and verify.go (trusting
-// them), progress.go and report.go (saying so).
+// written), fetch.go and stream.go (moving the bytes), verify.go and package crc
+// (trusting them), progress.go and report.go (saying so).
 package preloader

@@ -20,6 +20,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // faultServer is an S3 server for one bucket that keeps objects in memory and
@@ -97,7 +99,7 @@ func unstartedFaultServer(t *testing.T) *faultServer {
 // put stores an object the way that a single upload with a CRC64NVME does.
 func (s *faultServer) put(key string, data []byte) {
 	s.putWith(key, data, map[string]string{
-		"x-amz-checksum-crc64nvme": crc64NVME.encode(crc64NVME.update(0, data)), "x-amz-checksum-type": "FULL_OBJECT",
+		"x-amz-checksum-crc64nvme": crc.NVME.Encode(crc.NVME.Update(0, data)), "x-amz-checksum-type": "FULL_OBJECT",
 	})
 }
 
@@ -119,19 +121,19 @@ func (s *faultServer) putParts(key string, parts ...[]byte) {
 	var all, sums, etags []byte
 	object := &stored{modified: time.Unix(1_700_000_000, 0)}
 	for _, p := range parts {
-		crc := crc32.ChecksumIEEE(p)
-		sums = append(sums, byte(crc>>24), byte(crc>>16), byte(crc>>8), byte(crc))
+		sum := crc32.ChecksumIEEE(p)
+		sums = append(sums, byte(sum>>24), byte(sum>>16), byte(sum>>8), byte(sum))
 		etag := md5.Sum(p)
 		etags = append(etags, etag[:]...)
 		all = append(all, p...)
 		object.parts = append(object.parts, stored{data: p, headers: map[string]string{
-			"x-amz-checksum-crc32": crc32IEEE.encode(uint64(crc)),
+			"x-amz-checksum-crc32": crc.IEEE.Encode(uint64(sum)),
 		}})
 	}
 	whole := md5.Sum(etags)
 	object.data, object.etag = all, fmt.Sprintf("%x-%d", whole, len(parts))
 	object.headers = map[string]string{
-		"x-amz-checksum-crc32": fmt.Sprintf("%s-%d", crc32IEEE.encode(uint64(crc32.ChecksumIEEE(sums))), len(parts)),
+		"x-amz-checksum-crc32": fmt.Sprintf("%s-%d", crc.IEEE.Encode(uint64(crc32.ChecksumIEEE(sums))), len(parts)),
 		"x-amz-checksum-type":  "COMPOSITE",
 	}
 	s.mu.Lock()

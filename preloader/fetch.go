@@ -279,7 +279,7 @@ func (e *engine) openFile(ctx context.Context, f *file) error {
 			return err
 		}
 	}
-	fresh := f.saved == nil || f.saved.CRC != f.proof.crc.name
+	fresh := f.saved == nil || f.saved.CRC != f.proof.crc.Name
 	var err error
 	if f.temp, err = e.store.openTemp(f.rel, f.object.size, fresh); err != nil {
 		return err
@@ -347,7 +347,7 @@ func (e *engine) enroll(f *file, fresh bool) error {
 		return nil
 	}
 	id, err := e.journal.begin(begunFile{
-		Path: f.rel, Object: f.uri, Version: f.object.version(), Size: f.object.size, CRC: f.proof.crc.name,
+		Path: f.rel, Object: f.uri, Version: f.object.version(), Size: f.object.size, CRC: f.proof.crc.Name,
 	})
 	if err != nil {
 		return diskFailure(e.store.dir, err)
@@ -417,7 +417,7 @@ func (e *engine) finish(ctx context.Context, f *file, buf []byte) (FileRecord, e
 	}
 	record := FileRecord{
 		Path: f.rel, Object: f.uri, Version: f.object.version(), Size: f.object.size, Modified: info.ModTime().UnixNano(),
-		CRC: f.proof.crc.name, Sum: f.proof.crc.encode(f.proof.crc.total(segments)), Evidence: f.proof.evidence,
+		CRC: f.proof.crc.Name, Sum: f.proof.crc.Encode(total(f.proof.crc, segments)), Evidence: f.proof.evidence,
 	}
 	if err := e.journal.finished(record); err != nil {
 		return FileRecord{}, diskFailure(e.store.dir, err)

@@ -12,6 +12,8 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // The journal lets a run that was killed go on where it stopped. It is a file
@@ -104,7 +106,7 @@ func (s *saved) apply(line journalLine, byID map[int]*savedFile) bool {
 		s.boot = line.Header.Boot
 		return line.Header.Form == journalForm
 	case line.Begun != nil:
-		if crcByName(line.Begun.CRC) == nil || line.Begun.Size < 0 {
+		if crc.ByName(line.Begun.CRC) == nil || line.Begun.Size < 0 {
 			return false
 		}
 		f := &savedFile{begunFile: *line.Begun}

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // sampleJournal writes a journal as a run does and returns its bytes.
@@ -120,7 +122,7 @@ func FuzzJournal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		s := readJournal(bytes.NewReader(raw))
 		for _, b := range s.begun {
-			have := mergeSegments(crcByName(b.CRC), b.Size, 0, b.segments)
+			have := mergeSegments(crc.ByName(b.CRC), b.Size, 0, b.segments)
 			for _, p := range split(gaps(b.Size, have), max(b.Size/100, minPart)) {
 				if p.off < 0 || p.n <= 0 || p.end() > b.Size {
 					t.Errorf("plan %v for a file of %d", p, b.Size)

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // asPreloader makes the test binary behave as the preloader, so that tests can
@@ -198,7 +200,7 @@ func wantTree(t *testing.T, dir string, want map[string][]byte) {
 	got := tree(t, dir)
 	short := func(s string) string {
 		if len(s) > 40 {
-			return s[:40] + "… " + crc64NVME.encode(crc64NVME.update(0, []byte(s)))
+			return s[:40] + "… " + crc.NVME.Encode(crc.NVME.Update(0, []byte(s)))
 		}
 		return s
 	}

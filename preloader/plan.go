@@ -2,7 +2,11 @@
 
 package preloader
 
-import "slices"
+import (
+	"slices"
+
+	"serverless.xyz/outrigger/preloader/crc"
+)
 
 // span is a half-open range of bytes [off, off+n) of one file.
 type span struct {
@@ -76,7 +80,7 @@ func split(spans []span, part int64) []span {
 // If cut is not 0, nothing is joined at multiples of it, and a segment that
 // lies across one is dropped, so that the check of each piece of that length
 // can be told at the end.
-func mergeSegments(kind *crcKind, size, cut int64, in []segment) []segment {
+func mergeSegments(kind *crc.Kind, size, cut int64, in []segment) []segment {
 	sorted := slices.Clone(in)
 	slices.SortFunc(sorted, func(a, b segment) int {
 		if a.off != b.off {
@@ -97,13 +101,22 @@ func mergeSegments(kind *crcKind, size, cut int64, in []segment) []segment {
 		switch {
 		case s.off < last.end():
 		case s.off == last.end() && (cut == 0 || s.off%cut != 0):
-			last.crc = kind.combine(last.crc, s.crc, s.n)
+			last.crc = kind.Combine(last.crc, s.crc, s.n)
 			last.n += s.n
 		default:
 			out = append(out, s)
 		}
 	}
 	return out
+}
+
+// total returns the check of all segments, one after the other.
+func total(kind *crc.Kind, segments []segment) uint64 {
+	var sum uint64
+	for _, s := range segments {
+		sum = kind.Combine(sum, s.crc, s.n)
+	}
+	return sum
 }
 
 func compareInt64(a, b int64) int {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 var allowPlanTypes = cmp.AllowUnexported(span{}, segment{})
@@ -89,23 +91,23 @@ func TestPlanCoversEveryByteOnce(t *testing.T) {
 			off, n := r.Int64N(1100)-20, r.Int64N(300)-5
 			s := segment{span: span{off, n}}
 			if off >= 0 && n > 0 && off+n <= size {
-				s.crc = crc64NVME.update(0, data[off:off+n])
+				s.crc = crc.NVME.Update(0, data[off:off+n])
 			}
 			have = append(have, s)
 		}
-		merged := mergeSegments(crc64NVME, size, 0, have)
+		merged := mergeSegments(crc.NVME, size, 0, have)
 		all := append([]segment{}, merged...)
 		for _, p := range split(gaps(size, merged), 1+r.Int64N(100)) {
-			all = append(all, segment{p, crc64NVME.update(0, data[p.off:p.end()])})
+			all = append(all, segment{p, crc.NVME.Update(0, data[p.off:p.end()])})
 		}
-		whole := mergeSegments(crc64NVME, size, 0, all)
+		whole := mergeSegments(crc.NVME, size, 0, all)
 		if size == 0 {
 			if len(whole) != 0 {
 				t.Fatalf("an empty file is planned as %v", whole)
 			}
 			continue
 		}
-		if len(whole) != 1 || whole[0] != (segment{span{0, size}, crc64NVME.update(0, data)}) {
+		if len(whole) != 1 || whole[0] != (segment{span{0, size}, crc.NVME.Update(0, data)}) {
 			t.Fatalf("%d bytes with %v there are planned as %v", size, have, whole)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // soleArchive returns the path of the only file of a model if that is an
@@ -56,7 +58,7 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 		p.report.Bytes += u.size
 		p.keep[path] = FileRecord{
 			Path: path, Object: archive.Object, Version: archive.Version, Size: u.size, Modified: u.modified,
-			CRC: crc64NVME.name, Sum: crc64NVME.encode(u.crc), Evidence: archive.Evidence,
+			CRC: crc.NVME.Name, Sum: crc.NVME.Encode(u.crc), Evidence: archive.Evidence,
 		}
 	}
 	if err := p.complete(marker, archive); err != nil {

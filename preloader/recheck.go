@@ -5,6 +5,8 @@ package preloader
 import (
 	"context"
 	"io"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // recheck reads what an earlier run left and forgets what does not have the
@@ -37,11 +39,11 @@ func (p *pull) intact(r FileRecord, buf []byte) bool {
 
 // matches reads a final file and compares its check with its record.
 func (s *store) matches(r FileRecord, buf []byte) bool {
-	kind := crcByName(r.CRC)
+	kind := crc.ByName(r.CRC)
 	if kind == nil {
 		return false
 	}
-	want, err := kind.decode(r.Sum)
+	want, err := kind.Decode(r.Sum)
 	if err != nil {
 		return false
 	}
@@ -62,7 +64,7 @@ func (p *pull) intactSegments(rel string, s *savedFile, buf []byte) []segment {
 		return nil
 	}
 	defer f.Close() //nolint:errcheck // only read
-	kind := crcByName(s.CRC)
+	kind := crc.ByName(s.CRC)
 	var good []segment
 	for _, seg := range s.segments {
 		got, n, err := crcOf(kind, io.NewSectionReader(f, seg.off, seg.n), buf)

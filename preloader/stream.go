@@ -129,7 +129,7 @@ func (e *engine) put(f *file, at *cursor, p []byte) error {
 	if err := f.writeAt(p, at.off); err != nil {
 		return diskFailure(e.store.dir, err)
 	}
-	at.pending.crc = f.proof.crc.update(at.pending.crc, p)
+	at.pending.crc = f.proof.crc.Update(at.pending.crc, p)
 	at.pending.n += int64(len(p))
 	at.off += int64(len(p))
 	at.n -= int64(len(p))

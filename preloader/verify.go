@@ -16,6 +16,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // Evidence says why the bytes of a file are believed. The ladder, best first;
@@ -57,7 +59,7 @@ type proof struct {
 	evidence Evidence
 	// crc is computed while the bytes arrive, whether or not the store knows
 	// its value, because resuming and re-checking need it.
-	crc *crcKind
+	crc *crc.Kind
 	// digest, if not nil, needs a pass over the finished file.
 	digest func() hash.Hash
 	// want is the value to meet, of digest if there is one, else of crc; nil
@@ -72,7 +74,7 @@ type proof struct {
 // made where the store's own checksum needs it; for an MD5 in an ETag only if
 // asked for, or if the file is small enough to be still in the cache.
 func choose(mode VerifyMode, o object, small bool) (proof, error) {
-	p := proof{evidence: EvidenceSize, crc: crc64NVME}
+	p := proof{evidence: EvidenceSize, crc: crc.NVME}
 	if mode == VerifyOff {
 		return p, nil
 	}
@@ -90,14 +92,14 @@ func choose(mode VerifyMode, o object, small bool) (proof, error) {
 // chooseChecksum fills in a proof by the store's own checksum, if that can be
 // computed here.
 func chooseChecksum(p proof, o object) (proof, bool, error) {
-	crc, digest := crcByName(o.sum.algorithm), digestByName(o.sum.algorithm)
-	if crc == nil && digest == nil {
+	kind, digest := crc.ByName(o.sum.algorithm), digestByName(o.sum.algorithm)
+	if kind == nil && digest == nil {
 		return p, false, nil
 	}
 	text, count, composite := strings.Cut(o.sum.value, "-")
 	want, err := base64.StdEncoding.DecodeString(text)
-	if err == nil && crc != nil && len(want) != crc.bytes {
-		err = fmt.Errorf("%d bytes, want %d", len(want), crc.bytes)
+	if err == nil && kind != nil && len(want) != kind.Bytes {
+		err = fmt.Errorf("%d bytes, want %d", len(want), kind.Bytes)
 	}
 	if err != nil {
 		return p, false, &protocolError{fmt.Sprintf("the server's %s checksum %q is none: %v", o.sum.algorithm, o.sum.value, err)}
@@ -113,8 +115,8 @@ func chooseChecksum(p proof, o object) (proof, bool, error) {
 		return p, false, nil
 	}
 	p.evidence, p.digest, p.want, p.cut = EvidenceChecksum, digest, want, cut
-	if crc != nil {
-		p.crc = crc
+	if kind != nil {
+		p.crc = kind
 	}
 	if cut > 0 {
 		p.evidence = EvidenceParts
@@ -217,13 +219,13 @@ func (p proof) check(segments []segment, size int64, r io.ReaderAt, buf []byte) 
 // crcOf returns the check of the file, or that of the checks of its pieces.
 func (p proof) crcOf(segments []segment) []byte {
 	if p.cut == 0 {
-		return p.crc.bytesOf(p.crc.total(segments))
+		return p.crc.BytesOf(total(p.crc, segments))
 	}
 	var sums []byte
 	for _, s := range segments {
-		sums = append(sums, p.crc.bytesOf(s.crc)...)
+		sums = append(sums, p.crc.BytesOf(s.crc)...)
 	}
-	return p.crc.bytesOf(p.crc.update(0, sums))
+	return p.crc.BytesOf(p.crc.Update(0, sums))
 }
 
 // digestOf returns the digest of the file, or that of the digests of its pieces.
@@ -248,18 +250,18 @@ func (p proof) digestOf(size int64, r io.ReaderAt, buf []byte) ([]byte, error) {
 }
 
 // crcOf returns the check of everything that r still holds.
-func crcOf(kind *crcKind, r io.Reader, buf []byte) (uint64, int64, error) {
-	var crc uint64
+func crcOf(kind *crc.Kind, r io.Reader, buf []byte) (uint64, int64, error) {
+	var sum uint64
 	var total int64
 	for {
 		n, err := r.Read(buf)
-		crc = kind.update(crc, buf[:n])
+		sum = kind.Update(sum, buf[:n])
 		total += int64(n)
 		if err == io.EOF {
-			return crc, total, nil
+			return sum, total, nil
 		}
 		if err != nil {
-			return crc, total, err
+			return sum, total, err
 		}
 	}
 }

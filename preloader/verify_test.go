@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 func base64Of(sum []byte) string { return base64.StdEncoding.EncodeToString(sum) }
@@ -56,11 +58,11 @@ func TestPullClimbsTheLadderOfEvidence(t *testing.T) {
 			put: func(s *faultServer, data []byte) { s.put("m/model", data) }, data: large, want: EvidenceChecksum,
 		},
 		"CRC32C of the object": {
-			put:  single(map[string]string{"x-amz-checksum-crc32c": crc32C.encode(crc32C.update(0, large))}),
+			put:  single(map[string]string{"x-amz-checksum-crc32c": crc.Castagnoli.Encode(crc.Castagnoli.Update(0, large))}),
 			data: large, mode: "require", want: EvidenceChecksum,
 		},
 		"CRC32 of the object": {
-			put:  single(map[string]string{"x-amz-checksum-crc32": crc32IEEE.encode(crc32IEEE.update(0, large))}),
+			put:  single(map[string]string{"x-amz-checksum-crc32": crc.IEEE.Encode(crc.IEEE.Update(0, large))}),
 			data: large, want: EvidenceChecksum,
 		},
 		"SHA256 of the object": {
