@@ -6,9 +6,7 @@ import (
 	"context"
 	"math"
 	"net"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -256,19 +254,9 @@ func startMesh(t *testing.T) (*testbed.Testbed, *testcluster.Cluster) {
 			t.Errorf("stopping istiod: %v", err)
 		}
 	})
-	list := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/kserve/kserve")
-	out, err := list.Output()
-	if err != nil {
-		t.Fatalf("finding KServe's module: %v", err)
-	}
 	crds := []string{
-		filepath.Join(
-			testcluster.Root(),
-			"config",
-			"crd",
-			"bases",
-		),
-		filepath.Join(strings.TrimSpace(string(out)), "config", "crd", "full"),
+		filepath.Join(testcluster.Root(), "config/crd/bases"),
+		filepath.Join(testcluster.ModuleDir(t, "github.com/kserve/kserve"), "config/crd/full"),
 	}
 	if err := bed.InstallCRDs(t.Context(), crds...); err != nil {
 		t.Fatal(err)

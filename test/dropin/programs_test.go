@@ -44,7 +44,10 @@ func kserveInitializer(t *testing.T) invocation {
 	}
 	venv := filepath.Join(cache, "python", "kserve-"+strings.ReplaceAll(strings.Join(pythonPackages, "-"), "=", ""))
 	makeVenv(t, venv)
-	module := output(t, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/kserve/kserve")
+	module, err := testbed.ModuleDir(t.Context(), ".", "github.com/kserve/kserve")
+	if err != nil {
+		t.Fatal(err)
+	}
 	return invocation{
 		argv: []string{
 			filepath.Join(venv, "bin", "python"),

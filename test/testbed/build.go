@@ -209,24 +209,16 @@ func (b *builder) copyManifests(ctx context.Context, s manifestSet, target strin
 	if exists(target) {
 		return nil
 	}
-	dir := filepath.Join(b.root, modulesDir, s.module)
-	download := exec.CommandContext(ctx, "go", "mod", "download", s.from)
-	download.Dir = dir
-	if out, err := download.CombinedOutput(); err != nil {
-		return fmt.Errorf("downloading %s: %w\n%s", s.from, err, tail(string(out), 20))
-	}
-	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", s.from)
-	list.Dir = dir
-	out, err := list.Output()
+	dir, err := ModuleDir(ctx, filepath.Join(b.root, modulesDir, s.module), s.from)
 	if err != nil {
-		return fmt.Errorf("finding %s: %w", s.from, err)
+		return err
 	}
 	fresh := target + ".new"
 	if err := os.RemoveAll(fresh); err != nil {
 		return fmt.Errorf("clearing an unfinished copy: %w", err)
 	}
 	for _, pattern := range s.files {
-		if err := copyMatches(strings.TrimSpace(string(out)), pattern, fresh); err != nil {
+		if err := copyMatches(dir, pattern, fresh); err != nil {
 			return fmt.Errorf("copying %s of %s: %w", pattern, s.from, err)
 		}
 	}

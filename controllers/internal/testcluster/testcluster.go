@@ -6,11 +6,8 @@ package testcluster
 
 import (
 	"context"
-	"fmt"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 
@@ -44,11 +41,11 @@ var definitions = sync.OnceValue(func() error {
 
 // InstallForeign installs the kinds of KServe and Istio.
 func InstallForeign(ctx context.Context, tb *testbed.Testbed) error {
-	kserveDir, err := moduleDir(Root(), "github.com/kserve/kserve")
+	kserveDir, err := testbed.ModuleDir(ctx, Root(), "github.com/kserve/kserve")
 	if err != nil {
 		return err
 	}
-	istioDir, err := moduleDir(filepath.Join(Root(), "test/testbed/modules/istio"), "istio.io/istio")
+	istioDir, err := testbed.ModuleDir(ctx, filepath.Join(Root(), "test/testbed/modules/istio"), "istio.io/istio")
 	if err != nil {
 		return err
 	}
@@ -102,19 +99,9 @@ func Root() string {
 // ModuleDir returns the folder of a module that the repository requires.
 func ModuleDir(t testing.TB, module string) string {
 	t.Helper()
-	dir, err := moduleDir(Root(), module)
+	dir, err := testbed.ModuleDir(t.Context(), Root(), module)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-func moduleDir(dir, module string) (string, error) {
-	command := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module)
-	command.Dir = dir
-	out, err := command.Output()
-	if err != nil {
-		return "", fmt.Errorf("finding module %s: %w", module, err)
-	}
-	return strings.TrimSpace(string(out)), nil
 }
