@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"go.uber.org/zap/zapcore"
+	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
 
@@ -35,7 +36,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	ctrl.SetLogger(zap.New(zap.UseFlagOptions(&logOptions)))
+	logger := zap.New(zap.UseFlagOptions(&logOptions))
+	ctrl.SetLogger(logger)
+	klog.SetLogger(logger) // Leader election and client-go speak through klog.
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("finding the API server: %w", err)
@@ -53,7 +56,7 @@ func run() error {
 
 func parse() (controllers.Options, zap.Options, error) {
 	o := controllers.Options{ReadStats: memcached.ReadStats}
-	logOptions := zap.Options{TimeEncoder: zapcore.RFC3339NanoTimeEncoder}
+	logOptions := zap.Options{TimeEncoder: zapcore.RFC3339NanoTimeEncoder, StacktraceLevel: zapcore.DPanicLevel}
 	var webhookAddress, webhookNames, allowedImages string
 	flag.StringVar(&o.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the manager's Secret and Lease")
 	flag.StringVar(&webhookAddress, "webhook-address", ":9443", "host:port where the pod webhook listens")
