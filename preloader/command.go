@@ -11,19 +11,22 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
 const usage = `Usage:
   preloader SOURCE DIRECTORY [SOURCE DIRECTORY ...]   fetch models, as KServe's storage-initializer does
   preloader pull SOURCE DIRECTORY [...]               the same
+  preloader plan SOURCE DIRECTORY [...]               say what pull would do and need, and fetch nothing
   preloader verify DIRECTORY                          read a fetched tree and check every byte
   preloader version                                   print the version
 
-SOURCE is s3://bucket/path, or a local path, which is linked. Settings come from the environment:
+SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json. Settings come from the environment;
+those named PRELOADER_ may also be given as flags, --verify=off for PRELOADER_VERIFY=off:
 AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_IO (auto, warm,
 bounded, direct), PRELOADER_CONNS, PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
-PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
+PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_SELECT (all, safetensors), PRELOADER_LINT (on, off), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
 `
 
 // Command is the command line: arguments without the program's name, the
@@ -46,9 +49,17 @@ func (s *StoppedError) Error() string { return "stopped by " + s.Signal.String()
 // Run does what the arguments ask for and returns the exit code.
 func (c *Command) Run(ctx context.Context) ExitCode {
 	verb, args := c.verb()
+	c, flags, args, err := c.takeFlags(verb, args)
+	if err != nil {
+		fmt.Fprintln(c.Stderr, err)
+		fmt.Fprint(c.Stderr, usage)
+		return ExitUsage
+	}
 	switch verb {
 	case "pull":
 		return c.pull(ctx, args)
+	case "plan":
+		return c.plan(ctx, flags, args)
 	case "verify":
 		return c.verify(ctx, args)
 	case "version":
@@ -67,7 +78,7 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 func (c *Command) verb() (string, []string) {
 	if len(c.Args) > 0 {
 		switch first := c.Args[0]; first {
-		case "pull", "verify", "version", "help":
+		case "pull", "plan", "verify", "version", "help":
 			return first, c.Args[1:]
 		case "-h", "-help", "--help":
 			return "help", nil
@@ -91,12 +102,17 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 		failure.Code = ExitTransient
 		return c.end(log, opts, &Report{}, failure)
 	}
+	report, err := Pull(ctx, opts, pairsOf(args), log)
+	return c.end(log, opts, report, err)
+}
+
+// pairsOf pairs an even number of arguments.
+func pairsOf(args []string) []Pair {
 	var pairs []Pair
 	for i := 0; i < len(args); i += 2 {
 		pairs = append(pairs, Pair{Source: args[i], Dest: args[i+1]})
 	}
-	report, err := Pull(ctx, opts, pairs, log)
-	return c.end(log, opts, report, err)
+	return pairs
 }
 
 // end says how it went, in the log and in the termination message.
@@ -142,6 +158,9 @@ func (c *Command) verify(ctx context.Context, args []string) ExitCode {
 		return ExitUsage
 	}
 	marker, err := VerifyTree(ctx, args[0])
+	if err == nil && !strings.EqualFold(c.Getenv("PRELOADER_LINT"), "off") {
+		err = lintTree(ctx, args[0], marker, log)
+	}
 	if err != nil {
 		failure := failureOf(err)
 		log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))

@@ -18,10 +18,7 @@ import (
 func linkLocal(ctx context.Context, path, dest string, filter Filter, log *slog.Logger, report *Report) error {
 	info, err := os.Stat(path)
 	if err != nil {
-		return &ExitError{
-			Code: ExitNotFound, Reason: "NotFound", Cause: "local path " + path + " cannot be found",
-			Advice: "Check the path within the volume, and that the claim is mounted.", Err: err,
-		}
+		return noLocalPath(path, err)
 	}
 	sources := []string{path}
 	if info.IsDir() {
@@ -55,6 +52,13 @@ func linkLocal(ctx context.Context, path, dest string, filter Filter, log *slog.
 		return unpackLocal(ctx, last, dest, log, report)
 	}
 	return nil
+}
+
+func noLocalPath(path string, err error) *ExitError {
+	return &ExitError{
+		Code: ExitNotFound, Reason: "NotFound", Cause: "local path " + path + " cannot be found",
+		Advice: "Check the path within the volume, and that the claim is mounted.", Err: err,
+	}
 }
 
 // unpackLocal unpacks the only file of a local source and removes its link.

@@ -61,6 +61,11 @@ type Options struct {
 	// fetches `llama-70b/` too.
 	SiblingPrefixes bool
 
+	// Select says which files are left out because others hold the same.
+	Select SelectMode
+	// Lint checks the headers of safetensors files before they are fetched.
+	Lint bool
+
 	// Verify is the evidence that a file needs.
 	Verify VerifyMode
 	// IO is how written bytes relate to memory.
@@ -241,6 +246,8 @@ func (e environment) readWords(opts *Options) error {
 		{"PRELOADER_IO", []string{"auto", "warm", "bounded", "direct"}, func(v string) { opts.IO = IOMode(v) }},
 		{"PRELOADER_PREFIX_MODE", []string{"directory", "kserve"}, func(v string) { opts.SiblingPrefixes = v == "kserve" }},
 		{"PRELOADER_RESUME", []string{"on", "off"}, func(v string) { opts.Resume = v == "on" }},
+		{"PRELOADER_SELECT", []string{"all", "safetensors"}, func(v string) { opts.Select = SelectMode(v) }},
+		{"PRELOADER_LINT", []string{"on", "off"}, func(v string) { opts.Lint = v == "on" }},
 		{"PRELOADER_LOG", []string{"kserve", "json"}, func(v string) { opts.JSONLogs = v == "json" }},
 	}
 	for _, w := range words {

@@ -17,6 +17,8 @@ func defaults() Options {
 		ConnectTimeout: 15 * time.Second,
 		ReadTimeout:    30 * time.Second,
 		Attempts:       8,
+		Select:         SelectAll,
+		Lint:           true,
 		Verify:         VerifyAuto,
 		IO:             IOAuto,
 		Memory:         64 * mebibyte,
@@ -102,13 +104,15 @@ func TestOptionsFromEnv(t *testing.T) {
 				"PRELOADER_STALL":           "3s",
 				"PRELOADER_DEADLINE":        "10m",
 				"PRELOADER_RESUME":          "off",
+				"PRELOADER_SELECT":          "safetensors",
+				"PRELOADER_LINT":            "off",
 				"PRELOADER_LOG":             "json",
 				"PRELOADER_PREFIX_MODE":     "kserve",
 				"PRELOADER_TERMINATION_LOG": "/tmp/last",
 				"S3_READ_TIMEOUT":           "30",
 			},
 			func(o *Options) {
-				o.IO = IOBounded
+				o.IO, o.Select, o.Lint = IOBounded, SelectSafetensors, false
 				o.Verify, o.Conns, o.PartSize, o.Memory = VerifyRequire, 12, 16*mebibyte, 32*mebibyte
 				o.Stall, o.Deadline, o.Resume, o.JSONLogs = 3*time.Second, 10*time.Minute, false, true
 				o.SiblingPrefixes, o.TerminationLog = true, "/tmp/last"

@@ -49,11 +49,11 @@ const (
 // taken, or refused with the memory that it needs; it is never replaced.
 func choosePolicy(asked IOMode, l limits, inMemory bool, model int64) (ioPolicy, error) {
 	room := l.room()
-	needed := model + model/4 + breath
+	needed := wantedMemory(model, inMemory)
 	bound := describeLimit(l)
 	if inMemory {
-		if model+breath > room {
-			return ioPolicy{}, tooLittleMemory(model+breath, l, "its volume is in memory, where every byte counts")
+		if needed > room {
+			return ioPolicy{}, tooLittleMemory(needed, l, "its volume is in memory, where every byte counts")
 		}
 		return ioPolicy{mode: IOMemory, why: "the volume is in memory"}, nil
 	}
@@ -76,6 +76,14 @@ func choosePolicy(asked IOMode, l limits, inMemory bool, model int64) (ioPolicy,
 		mode: IOBounded, window: window(l),
 		why: fmt.Sprintf("the model would need %s, more than %s", formatBytes(needed), bound),
 	}, nil
+}
+
+// wantedMemory returns what a model of this many bytes needs to stay in memory.
+func wantedMemory(model int64, inMemory bool) int64 {
+	if inMemory {
+		return model + breath
+	}
+	return model + model/4 + breath
 }
 
 // window is a quarter of the room, within bounds that keep a disk busy and a

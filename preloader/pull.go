@@ -10,7 +10,10 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // defaultConns is how many requests run at once if nothing else is asked for.
@@ -25,10 +28,7 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 		ctx, cancel = context.WithTimeout(ctx, opts.Deadline)
 		defer cancel()
 	}
-	if opts.Conns == 0 {
-		opts.Conns = defaultConns
-	}
-	opts.Conns = int(min(int64(opts.Conns), max(1, opts.Memory/bufferSize)))
+	opts = opts.settled()
 	total := &Report{}
 	for _, pair := range pairs {
 		start := time.Now()
@@ -41,6 +41,15 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 		}
 	}
 	return total, nil
+}
+
+// settled returns the options with what was left to be chosen.
+func (o Options) settled() Options {
+	if o.Conns == 0 {
+		o.Conns = defaultConns
+	}
+	o.Conns = int(min(int64(o.Conns), max(1, o.Memory/bufferSize)))
+	return o
 }
 
 func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, report *Report) error {
@@ -61,8 +70,14 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 		return err
 	}
 	p := &pull{opts: opts, at: at, pair: pair, log: log, report: report, progress: &progress{}}
-	p.src = patient{source: newS3Source(client, at.bucket), attempts: opts.Attempts, retries: &p.progress.retries}
+	p.connect(client)
 	return p.run(ctx)
+}
+
+func (p *pull) connect(client *s3.Client) {
+	p.src = patient{
+		source: newS3Source(client, p.at.bucket), attempts: p.opts.Attempts, stall: p.opts.Stall, retries: &p.progress.retries,
+	}
 }
 
 // pull is the state of fetching one pair.
@@ -72,7 +87,7 @@ type pull struct {
 	pair     Pair
 	log      *slog.Logger
 	report   *Report
-	src      source
+	src      patient
 	progress *progress
 
 	store *store
@@ -82,6 +97,10 @@ type pull struct {
 	keep map[string]FileRecord
 	// others are those of keep that an earlier pair brought to the same directory.
 	others map[string]bool
+	// shape is what the model says about itself.
+	shape shape
+	// looksOnly means that nothing may be written: it is a plan.
+	looksOnly bool
 }
 
 func (p *pull) run(ctx context.Context) error {
@@ -94,19 +113,15 @@ func (p *pull) run(ctx context.Context) error {
 	}
 	defer p.store.close()
 	p.log.Info("Listing", "source", p.pair.Source)
-	objects, err := p.src.list(ctx, p.at.path, p.opts.SiblingPrefixes)
+	entries, err := p.find(ctx)
 	if err != nil {
 		return err
-	}
-	entries, err := layout(objects, p.at.path, p.opts.Filter)
-	if err != nil {
-		return err
-	}
-	if len(entries) == 0 {
-		return p.nothingFound(len(objects))
 	}
 	marker, err := p.recall(ctx)
 	if err != nil {
+		return err
+	}
+	if entries, err = p.leaveOut(ctx, entries); err != nil {
 		return err
 	}
 	if sole := soleArchive(entries); sole != "" {
@@ -119,10 +134,33 @@ func (p *pull) run(ctx context.Context) error {
 		p.measureCache()
 		return nil
 	}
+	if err := p.lint(ctx, entries, files); err != nil {
+		return err
+	}
 	if err := p.fetch(ctx, files, marker); err != nil {
 		return err
 	}
 	return p.complete(marker)
+}
+
+// find lists the source and lays its files out. It returns at least one.
+func (p *pull) find(ctx context.Context) ([]entry, error) {
+	objects, err := p.src.list(ctx, p.at.path, p.opts.SiblingPrefixes)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := layout(objects, p.at.path, p.opts.Filter)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 {
+		return nil, p.nothingFound(len(objects))
+	}
+	p.shape.listed = map[string]bool{}
+	for _, o := range objects {
+		p.shape.listed[strings.TrimLeft(strings.TrimPrefix(o.key, p.at.path), "/")] = true
+	}
+	return entries, nil
 }
 
 func (p *pull) nothingFound(listed int) error {
@@ -144,12 +182,28 @@ func (p *pull) recall(ctx context.Context) (*Marker, error) {
 	if !p.opts.Resume {
 		return nil, nil //nolint:nilnil // no marker is believed
 	}
-	marker, err := loadMarker(p.store.root)
+	marker, suspect, err := p.remember()
 	if err != nil {
 		return nil, err
 	}
+	if suspect {
+		p.log.Info("Checking what an earlier run left, because the machine has restarted since")
+		if err := p.recheck(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return marker, nil
+}
+
+// remember reads what earlier runs left, and reports whether the machine has
+// restarted since, so that it must be checked before it is believed.
+func (p *pull) remember() (*Marker, bool, error) {
+	marker, err := loadMarker(p.store.root)
+	if err != nil {
+		return nil, false, err
+	}
 	if p.saved, err = loadSaved(p.store.root); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	boot := bootID()
 	suspect := boot == "" || p.saved.boot != boot && p.saved.boot != ""
@@ -161,13 +215,7 @@ func (p *pull) recall(ctx context.Context) (*Marker, error) {
 			}
 		}
 	}
-	if suspect {
-		p.log.Info("Checking what an earlier run left, because the machine has restarted since")
-		if err := p.recheck(ctx); err != nil {
-			return nil, err
-		}
-	}
-	return marker, nil
+	return marker, suspect, nil
 }
 
 // missing returns the files that have to be fetched.
@@ -175,13 +223,12 @@ func (p *pull) missing(entries []entry) []*file {
 	wanted := map[string]bool{}
 	var files []*file
 	for _, e := range entries {
-		uri := "s3://" + p.at.bucket + "/" + e.object.key
 		wanted[e.rel] = true
-		r, ok := p.saved.done[e.rel]
-		if ok && r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size && p.enough(r) && p.inPlace(r) {
+		if r, ok := p.current(e); ok {
 			p.keep[e.rel] = r
 			continue
 		}
+		uri := p.uri(e)
 		files = append(files, &file{entry: e, uri: uri, saved: p.begunBefore(e, uri)})
 	}
 	for rel, r := range p.saved.done {
@@ -195,6 +242,15 @@ func (p *pull) missing(entries []entry) []*file {
 		}
 	}
 	return files
+}
+
+func (p *pull) uri(e entry) string { return "s3://" + p.at.bucket + "/" + e.object.key }
+
+// current returns the record of a file that is in place as the object is now.
+func (p *pull) current(e entry) (FileRecord, bool) {
+	r, ok := p.saved.done[e.rel]
+	return r, ok && r.Object == p.uri(e) && r.Version == e.object.version() && r.Size == e.object.size &&
+		p.enough(r) && p.inPlace(r)
 }
 
 // begunBefore returns what an earlier run left of a file, and forgets what it
@@ -221,7 +277,7 @@ func (p *pull) inPlace(r FileRecord) bool {
 	}
 	gathered := r
 	gathered.Path = tempName(r.Path)
-	return p.store.holds(gathered) && p.store.publish(r.Path) == nil
+	return p.store.holds(gathered) && (p.looksOnly || p.store.publish(r.Path) == nil)
 }
 
 // tally starts the counters with what this source comes to.
@@ -355,10 +411,14 @@ func (p *pull) measureCache() {
 // fits compares what is to come with what the file system has left, so that a
 // volume that is too small fails at once and says by how much.
 func (p *pull) fits(files []*file) error {
-	free, known := p.store.free()
-	if !known {
-		return nil
+	if free, known := p.store.free(); known {
+		return p.fitsInto(p.need(files), free)
 	}
+	return nil
+}
+
+// need returns how many bytes of disk the files will take beyond what they have.
+func (p *pull) need(files []*file) int64 {
 	var need int64
 	for _, f := range files {
 		need += f.object.size
@@ -366,6 +426,10 @@ func (p *pull) fits(files []*file) error {
 			need -= min(f.object.size, p.store.allocated(f.rel))
 		}
 	}
+	return need
+}
+
+func (p *pull) fitsInto(need, free int64) error {
 	if need <= free {
 		return nil
 	}

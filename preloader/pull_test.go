@@ -188,25 +188,25 @@ func TestPullTakesOddButLegalKeys(t *testing.T) {
 func TestPullFetchesAndChecksLargeFiles(t *testing.T) {
 	s := newFaultServer(t)
 	large, small := noise(1, 40*mebibyte+12345), noise(2, 300_000)
-	s.put("m/model.safetensors", large)
+	s.put("m/model.gguf", large)
 	s.put("m/tokenizer.json", small)
 	dir := t.TempDir()
 	out := run(t, serverSettings(s), "s3://models/m", dir)
 	wantCode(t, out, ExitOK, "Completed")
-	wantTree(t, dir, map[string][]byte{"model.safetensors": large, "tokenizer.json": small})
+	wantTree(t, dir, map[string][]byte{"model.gguf": large, "tokenizer.json": small})
 	if got := out.report.Fetched; got != int64(len(large)+len(small)) {
 		t.Errorf("fetched %d bytes, want each once: %d", got, len(large)+len(small))
 	}
 	if got := out.report.Evidence[EvidenceChecksum]; got != 2 {
 		t.Errorf("%d files were checked by checksum, want 2: %v", got, out.report.Evidence)
 	}
-	if s.count("Get m/model.safetensors") < 4 {
-		t.Errorf("the large file took %d requests, want several", s.count("Get m/model.safetensors"))
+	if s.count("Get m/model.gguf") < 4 {
+		t.Errorf("the large file took %d requests, want several", s.count("Get m/model.gguf"))
 	}
 	if s.count("Head m/tokenizer.json") != 0 {
 		t.Error("a small file took a request besides its one GET")
 	}
-	for _, rel := range []string{"model.safetensors", "tokenizer.json"} {
+	for _, rel := range []string{"model.gguf", "tokenizer.json"} {
 		info, err := os.Stat(filepath.Join(dir, rel))
 		if err != nil {
 			t.Fatal(err)

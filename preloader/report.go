@@ -21,6 +21,8 @@ type Report struct {
 	Resumed int64 `json:"resumed"`
 	// Skipped counts files that were complete already.
 	Skipped int `json:"skipped"`
+	// LeftOut counts files that the selection left out.
+	LeftOut *Amount `json:"leftOut,omitempty"`
 	// Retries counts requests that were made again.
 	Retries int64 `json:"retries"`
 	// Seconds is the wall time.
@@ -41,6 +43,13 @@ func (r *Report) add(o Report) {
 	r.Fetched += o.Fetched
 	r.Resumed += o.Resumed
 	r.Skipped += o.Skipped
+	if o.LeftOut != nil {
+		if r.LeftOut == nil {
+			r.LeftOut = &Amount{}
+		}
+		r.LeftOut.Files += o.LeftOut.Files
+		r.LeftOut.Bytes += o.LeftOut.Bytes
+	}
 	r.Retries += o.Retries
 	r.Seconds += o.Seconds
 	if o.IO != "" {
@@ -85,6 +94,9 @@ func (r *Report) summary() string {
 	}
 	if r.Skipped > 0 {
 		text += fmt.Sprintf(", %d files were there already", r.Skipped)
+	}
+	if r.LeftOut != nil {
+		text += fmt.Sprintf(", %d files with %s left out", r.LeftOut.Files, formatBytes(r.LeftOut.Bytes))
 	}
 	if r.Cached != nil && r.Bytes > 0 {
 		text += fmt.Sprintf(", %d %% in the page cache", percent(*r.Cached, r.Bytes))

@@ -53,7 +53,9 @@ func retryable(err error) bool {
 type patient struct {
 	source
 	attempts int
-	retries  *atomic.Int64
+	// stall ends a reading that brings no byte for so long.
+	stall   time.Duration
+	retries *atomic.Int64
 }
 
 func (p patient) list(ctx context.Context, prefix string, siblings bool) ([]object, error) {

@@ -53,11 +53,15 @@ func openStore(ctx context.Context, dir string, waiting func()) (*store, error) 
 		s.close()
 		return nil, err
 	}
+	s.detectMemory()
+	return s, nil
+}
+
+func (s *store) detectMemory() {
 	var fsStat unix.Statfs_t
 	if err := unix.Fstatfs(int(s.lock.Fd()), &fsStat); err == nil {
 		s.memory = fsStat.Type == unix.TMPFS_MAGIC || fsStat.Type == unix.RAMFS_MAGIC
 	}
-	return s, nil
 }
 
 // flock takes the lock by trying, so that a signal can end the wait. File
@@ -83,7 +87,9 @@ func (s *store) close() {
 	if s.lock != nil {
 		_ = s.lock.Close()
 	}
-	_ = s.root.Close()
+	if s.root != nil {
+		_ = s.root.Close()
+	}
 }
 
 // tempName returns where the bytes of rel gather.

@@ -35,10 +35,15 @@ func ParseIndex(raw []byte) (*Index, error) {
 	}
 	files := map[string]bool{}
 	for tensor, file := range content.WeightMap {
-		if !filepath.IsLocal(file) || path.Clean(file) != file || file == "." {
+		if !beside(file) {
 			return nil, malformed("the index puts tensor %q into %q, which is no name of a file beside it", tensor, file)
 		}
 		files[file] = true
 	}
 	return &Index{Files: slices.Sorted(maps.Keys(files)), FileOf: content.WeightMap}, nil
+}
+
+// beside reports whether an index may name this file: it leaves no folder.
+func beside(file string) bool {
+	return filepath.IsLocal(file) && path.Clean(file) == file && file != "."
 }

@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"serverless.xyz/outrigger/preloader/crc"
+	"serverless.xyz/outrigger/preloader/safetensors"
+)
+
+const (
+	// firstHeader holds most headers whole.
+	firstHeader = 128 << 10
+	// largestHeader bounds what is held in memory of a header; one that is longer
+	// is only checked to fit its file.
+	largestHeader = 16 * mebibyte
+	// largestIndex bounds what is read of an index; the largest known has 9 MB.
+	largestIndex = 64 * mebibyte
+)
+
+// indexSuffix ends the names of files that say which file holds which tensor.
+const indexSuffix = ".safetensors.index.json"
+
+// shape is what a model says about itself, as far as a pull cares.
+type shape struct {
+	// listed are the paths of all objects of the source, filtered out or not.
+	listed map[string]bool
+	// shards are the files that each index names, by the index's path.
+	shards map[string][]string
+}
+
+// leaveOut drops what the selection makes superfluous and says so.
+func (p *pull) leaveOut(ctx context.Context, entries []entry) ([]entry, error) {
+	if p.opts.Select != SelectSafetensors {
+		return entries, nil
+	}
+	if err := p.readIndexes(ctx, entries); err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, e := range entries {
+		files = append(files, e.rel)
+	}
+	why := superfluous(files, p.shape.shards)
+	left := map[string]*Amount{}
+	total := &Amount{}
+	entries = slices.DeleteFunc(entries, func(e entry) bool {
+		reason, drop := why[e.rel]
+		if !drop {
+			return false
+		}
+		if left[reason] == nil {
+			left[reason] = &Amount{}
+		}
+		left[reason].add(e.object.size)
+		total.add(e.object.size)
+		return true
+	})
+	for _, reason := range slices.Sorted(maps.Keys(left)) {
+		p.log.Info("Leaving files out", "because", reason, "files", left[reason].Files, "bytes", formatBytes(left[reason].Bytes))
+	}
+	if total.Files > 0 {
+		p.report.LeftOut = total
+	}
+	return entries, nil
+}
+
+// readIndexes fills the shape with what the indexes of the model name, once.
+func (p *pull) readIndexes(ctx context.Context, entries []entry) error {
+	if p.shape.shards != nil {
+		return nil
+	}
+	p.shape.shards = map[string][]string{}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.rel, indexSuffix) || e.object.size > largestIndex {
+			continue
+		}
+		shards, err := p.readIndex(ctx, e)
+		if err != nil {
+			return p.wrongFile(e, err)
+		}
+		p.shape.shards[e.rel] = shards
+	}
+	return nil
+}
+
+// readIndex reads an index where it is: in place, or in the store.
+func (p *pull) readIndex(ctx context.Context, e entry) ([]string, error) {
+	if _, ok := p.current(e); ok {
+		f, err := p.store.root.Open(e.rel)
+		if err == nil {
+			defer f.Close() //nolint:errcheck // only read
+			return safetensors.IndexFiles(f)
+		}
+	}
+	var shards []string
+	err := p.src.read(ctx, e.object, span{n: e.object.size}, func(r io.Reader, answered object) error {
+		o := e.object
+		o.sum, o.encrypted = answered.sum, answered.encrypted
+		sum := &summed{r: r}
+		var verdict error
+		shards, verdict = safetensors.IndexFiles(sum)
+		if _, err := io.Copy(io.Discard, sum); err != nil {
+			return err
+		}
+		// Bytes that were damaged on the way say nothing about the index.
+		return cmp.Or(sum.meets(o), verdict)
+	})
+	return shards, err
+}
+
+// summed computes the checks that S3 may have of what is read through it.
+type summed struct {
+	r    io.Reader
+	crcs [3]uint64
+}
+
+var summedKinds = [3]*crc.Kind{crc.NVME, crc.Castagnoli, crc.IEEE}
+
+func (s *summed) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	for i, kind := range summedKinds {
+		s.crcs[i] = kind.Update(s.crcs[i], p[:n])
+	}
+	return n, err
+}
+
+// meets compares with the object's checksum, if that is one of these.
+func (s *summed) meets(o object) error {
+	proof, err := choose(VerifyAuto, o, false)
+	if err != nil || proof.want == nil || proof.digest != nil || proof.cut > 0 {
+		return err
+	}
+	for i, kind := range summedKinds {
+		if kind == proof.crc && !bytes.Equal(kind.BytesOf(s.crcs[i]), proof.want) {
+			return &protocolError{"an answer does not match the object's checksum"}
+		}
+	}
+	return nil
+}
+
+// lint reads the headers of the safetensors files that are about to be fetched,
+// so that a broken one shows before bandwidth is spent.
+func (p *pull) lint(ctx context.Context, entries []entry, files []*file) error {
+	if !p.opts.Lint {
+		return nil
+	}
+	var suspects []entry
+	for _, f := range files {
+		if strings.HasSuffix(f.rel, ".safetensors") && f.saved == nil {
+			suspects = append(suspects, f.entry)
+		}
+	}
+	if len(suspects) == 0 {
+		return nil
+	}
+	if err := p.readIndexes(ctx, entries); err != nil {
+		return err
+	}
+	if missing := missingShards(p.shape.listed, p.shape.shards); len(missing) > 0 {
+		return &ExitError{
+			Code: ExitIntegrity, Reason: "MissingShard",
+			Cause: fmt.Sprintf("%s lacks %d files that its index names, such as %s",
+				p.pair.Source, len(missing), strconv.Quote(missing[0])),
+			Advice: "Upload the model again, whole, or set PRELOADER_LINT to off.",
+		}
+	}
+	var large sync.Mutex
+	return eachOf(ctx, p.opts.Conns, suspects, func(ctx context.Context, e entry) error {
+		err := p.lintHeader(ctx, e, &large)
+		if errors.Is(err, safetensors.ErrMalformed) {
+			err = p.lintHeader(ctx, e, &large) // it may have been damaged on the way
+		}
+		if errors.Is(err, errChanged) {
+			return nil // the download will see to it
+		}
+		return p.wrongFile(e, err)
+	})
+}
+
+// wrongFile words an error of a file's format; others stay as they are.
+func (p *pull) wrongFile(e entry, err error) error {
+	return wrongFile("s3://"+p.at.bucket+"/"+e.object.key, err)
+}
+
+func wrongFile(name string, err error) error {
+	if !errors.Is(err, safetensors.ErrMalformed) {
+		return err
+	}
+	return &ExitError{
+		Code: ExitIntegrity, Reason: "BadSafetensors",
+		Cause:  name + " is not what its name says",
+		Advice: "Upload the file again, whole, or set PRELOADER_LINT to off.", Err: err,
+	}
+}
+
+// lintHeader reads and checks one header. Only one that is large is held at a time.
+func (p *pull) lintHeader(ctx context.Context, e entry, large *sync.Mutex) error {
+	size := e.object.size
+	var start []byte
+	err := p.src.read(ctx, e.object, span{n: min(size, firstHeader)}, func(r io.Reader, _ object) error {
+		var err error
+		start, err = io.ReadAll(r)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if bytes.HasPrefix(start, []byte("version https://git-lfs.github.com/spec/")) {
+		return fmt.Errorf("%w: it is a Git LFS pointer, not the file that it points to", safetensors.ErrMalformed)
+	}
+	var prefix [safetensors.PrefixBytes]byte
+	if copy(prefix[:], start) < len(prefix) {
+		return cut(size, int64(len(prefix)))
+	}
+	n, err := safetensors.HeaderBytes(prefix)
+	if err != nil {
+		return err
+	}
+	end := safetensors.PrefixBytes + n
+	if end > size {
+		return cut(size, end)
+	}
+	if end <= int64(len(start)) {
+		return checkHeader(start[safetensors.PrefixBytes:end], size)
+	}
+	if n > largestHeader {
+		return nil
+	}
+	large.Lock()
+	defer large.Unlock()
+	return p.src.read(ctx, e.object, span{safetensors.PrefixBytes, n}, func(r io.Reader, _ object) error {
+		raw, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		return checkHeader(raw, size)
+	})
+}
+
+// checkHeader compares a header with itself and with the length of its file.
+func checkHeader(raw []byte, size int64) error {
+	h, err := safetensors.Parse(raw)
+	if err != nil {
+		return err
+	}
+	if want := h.FileBytes(); size != want {
+		return cut(size, want)
+	}
+	return nil
+}
+
+func cut(size, want int64) error {
+	return fmt.Errorf("%w: it has %d bytes, its header asks for %d", safetensors.ErrMalformed, size, want)
+}
+
+// lintTree checks the headers of the safetensors files of a tree. A shard that
+// an index names and that is not there may have been left out on purpose, so
+// that is only said.
+func lintTree(ctx context.Context, dir string, marker *Marker, log *slog.Logger) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return diskFailure(dir, err)
+	}
+	defer root.Close() //nolint:errcheck // only read
+	have, shards := map[string]bool{}, map[string][]string{}
+	for _, r := range marker.Files {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		have[r.Path] = true
+		if shards[r.Path], err = lintFile(root, r); err != nil {
+			return wrongFile(strconv.Quote(r.Path)+" in "+dir, err)
+		}
+	}
+	if missing := missingShards(have, shards); len(missing) > 0 {
+		log.Warn("An index names files that are not there", "files", len(missing), "first", missing[0])
+	}
+	return nil
+}
+
+// lintFile checks a header, or reads an index and returns what it names.
+func lintFile(root *os.Root, r FileRecord) ([]string, error) {
+	isIndex := strings.HasSuffix(r.Path, indexSuffix)
+	if !isIndex && !strings.HasSuffix(r.Path, ".safetensors") {
+		return nil, nil
+	}
+	f, err := root.Open(r.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	if isIndex {
+		return safetensors.IndexFiles(bufio.NewReader(f))
+	}
+	_, err = safetensors.Read(f, r.Size)
+	return nil, err
+}
+
+// read asks for a span and hands it to take, from its beginning again while
+// trouble passes. A *protocolError of take counts as such trouble.
+func (p patient) read(ctx context.Context, o object, s span, take func(r io.Reader, answered object) error) error {
+	if s.n == 0 {
+		return take(strings.NewReader(""), o)
+	}
+	var verdict error
+	err := p.repeat(ctx, "reading the beginning of "+path.Base(o.key), func() error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		watchdog := time.AfterFunc(p.stall, func() { cancel(errStalled) })
+		defer watchdog.Stop()
+		b, err := p.get(ctx, o, s)
+		if err != nil {
+			return stallOr(ctx, err)
+		}
+		defer b.Close() //nolint:errcheck // only read
+		w := &watched{r: b, left: s.n, watchdog: watchdog, stall: p.stall}
+		verdict = take(w, b.object)
+		if _, ok := errors.AsType[*protocolError](verdict); ok {
+			return verdict
+		}
+		return stallOr(ctx, w.err)
+	})
+	return cmp.Or(err, verdict)
+}
+
+// watched reads a body of known length and keeps the watchdog quiet while bytes come.
+type watched struct {
+	r        io.Reader
+	left     int64
+	watchdog *time.Timer
+	stall    time.Duration
+	err      error
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	if w.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := w.r.Read(p[:min(int64(len(p)), w.left)])
+	w.left -= int64(n)
+	if n > 0 {
+		w.watchdog.Reset(w.stall)
+	}
+	if errors.Is(err, io.EOF) && w.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil && w.left > 0 {
+		w.err = err
+	}
+	return n, err
+}
