@@ -128,7 +128,7 @@ func addControllers(mgr ctrl.Manager, o Options) error {
 			name:  sidecarpolicy.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: sidecarpolicy.New(
-				c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), sidecarImages(o)).SetupWithManager,
+				c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), sidecarImages(o)).SetupWithManager,
 		},
 		{
 			name:  sidecarpolicy.ServicesName,

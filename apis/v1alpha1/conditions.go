@@ -16,6 +16,9 @@ const (
 	// ConditionSidecarsIncomplete is True on an InferenceService whose pods do not get all that its annotations and
 	// policies ask for; its message says why. An InferenceService that gets all does not have the condition.
 	ConditionSidecarsIncomplete = "SidecarsIncomplete"
+	// ConditionRolledOut is True when every running pod that a SidecarPolicy equips carries what is asked for now; its
+	// message says what the others wait for.
+	ConditionRolledOut = "RolledOut"
 	// ConditionRouteApplied is True when the route of a CanaryRollout carries the wanted weights.
 	ConditionRouteApplied = "RouteApplied"
 )
@@ -48,6 +51,20 @@ const (
 	ReasonInvalidPolicy = "InvalidPolicy"
 	// ReasonNoRoom says that a pod cannot have a sidecar beside what it has already.
 	ReasonNoRoom = "NoRoom"
+	// ReasonRolledOut says that every running pod carries what the policies ask for now.
+	ReasonRolledOut = "RolledOut"
+	// ReasonRollingOut says that KServe is replacing pods.
+	ReasonRollingOut = "RollingOut"
+	// ReasonWaitingForRestart says that pods change when something else restarts them.
+	ReasonWaitingForRestart = "WaitingForRestart"
+	// ReasonHeldByPolicy says that no pod is replaced, because a SidecarPolicy that could pick it cannot be understood.
+	ReasonHeldByPolicy = "HeldByPolicy"
+	// ReasonTrialRefused says that the API server refused a pod as it would be made; none is replaced. The message holds
+	// its words.
+	ReasonTrialRefused = "TrialRefused"
+	// ReasonWaitingForWebhook says that a trial pod came back without what it is to carry; none is replaced until one
+	// comes back with it.
+	ReasonWaitingForWebhook = "WaitingForWebhook"
 	// ReasonSidecarsComplete says that the pods of an InferenceService get all that is asked for, again.
 	ReasonSidecarsComplete = "SidecarsComplete"
 	// ReasonInferenceServiceNotFound says that an InferenceService that a CanaryRollout names does not exist.

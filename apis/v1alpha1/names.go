@@ -24,8 +24,15 @@ const (
 	// AnnotationInjected is set by the pod webhook on every pod that it equipped; its value identifies the plan, so
 	// that pods with an outdated plan can be told apart.
 	AnnotationInjected = GroupName + "/injected"
+	// AnnotationInjectedParts is set beside AnnotationInjected; its value identifies each part of the plan, so that pods
+	// that lack a part are told from those that have one too many.
+	AnnotationInjectedParts = GroupName + "/injected-parts"
 	// AnnotationProblems is set by the pod webhook on a pod that it could not equip as asked; its value says why.
 	AnnotationProblems = GroupName + "/problems"
+	// AnnotationRollout is set in the annotations of an InferenceService's component, in its spec, to have KServe replace
+	// the pods of that component. Its value is the plan that the new pods are to carry, and after a dot, if that plan was
+	// rolled out before, when the youngest pod that came without it was created, in seconds since 1970.
+	AnnotationRollout = GroupName + "/rollout"
 	// AnnotationAppliedHash is set on every object that Outrigger applies; its value identifies what was applied, so
 	// that an object that is up to date is not written again, also after a restart of the manager.
 	AnnotationAppliedHash = GroupName + "/applied-hash"

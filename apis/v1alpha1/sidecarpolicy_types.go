@@ -49,7 +49,50 @@ type SidecarPolicySpec struct {
 	// featureCache gives pods a local address of a Memcached, in the environment variable FEATURE_CACHE_ADDR.
 	// +optional
 	FeatureCache *FeatureCache `json:"featureCache,omitempty"`
+
+	// rollout says what a change of the policy does to pods that run. OnNextRestart leaves them as they are until
+	// something else restarts them. Always has KServe replace them, once for each change, some InferenceServices at a
+	// time (a tenth of those picked, and one), after the API server has accepted a trial pod of each. What is taken out
+	// of a policy, or a policy that is deleted, restarts nothing.
+	// +optional
+	// +kubebuilder:default=OnNextRestart
+	Rollout PolicyRollout `json:"rollout,omitempty"`
+
+	// onMissedInjection says what happens to pods that started while the webhook did not answer. Report counts them in
+	// the status. Restart has KServe replace all pods of the component, once the webhook answers again, at most every ten
+	// minutes.
+	// +optional
+	// +kubebuilder:default=Report
+	OnMissedInjection MissedInjection `json:"onMissedInjection,omitempty"`
 }
+
+// PolicyRollout says what a change of a policy does to pods that run.
+//
+// +enum
+// +kubebuilder:validation:Enum=Always;OnNextRestart
+type PolicyRollout string
+
+// Ways to roll a change out.
+const (
+	// RolloutAlways has pods replaced.
+	RolloutAlways PolicyRollout = "Always"
+	// RolloutOnNextRestart waits until something else restarts pods.
+	RolloutOnNextRestart PolicyRollout = "OnNextRestart"
+)
+
+// MissedInjection says what happens to pods that started while the webhook did not answer.
+//
+// +enum
+// +kubebuilder:validation:Enum=Report;Restart
+type MissedInjection string
+
+// What may happen to pods that were missed.
+const (
+	// MissedReport counts them.
+	MissedReport MissedInjection = "Report"
+	// MissedRestart has them replaced.
+	MissedRestart MissedInjection = "Restart"
+)
 
 // Component is a part of an InferenceService.
 //
@@ -183,7 +226,7 @@ type LocalObjectReference struct {
 
 // SidecarPolicyStatus is what a SidecarPolicy has come to.
 type SidecarPolicyStatus struct {
-	// conditions are Ready and Stalled.
+	// conditions are Ready, Stalled and RolledOut.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -203,7 +246,7 @@ type SidecarPolicyStatus struct {
 	Injected int32 `json:"injected"`
 
 	// outdated is the number of running pods of these that were equipped otherwise, or not at all because they are older
-	// than the policy. They change when they are next restarted.
+	// than the policy. They change when they are next restarted, or as spec.rollout says.
 	// +optional
 	Outdated int32 `json:"outdated"`
 
@@ -211,6 +254,10 @@ type SidecarPolicyStatus struct {
 	// webhook did not answer when they were created.
 	// +optional
 	Missed int32 `json:"missed"`
+
+	// rolling is the number of InferenceServices whose pods KServe is replacing because of this policy.
+	// +optional
+	Rolling int32 `json:"rolling"`
 
 	// changedTime is when the manager first saw the spec as it is.
 	// +optional

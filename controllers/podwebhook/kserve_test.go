@@ -110,6 +110,7 @@ func checkPod(t *testing.T, key string, plain, equipped *corev1.Pod, want equipm
 // takeAway removes from a pod all that our webhook may have added.
 func takeAway(pod, plain *corev1.Pod) {
 	delete(pod.Annotations, v1alpha1.AnnotationInjected)
+	delete(pod.Annotations, v1alpha1.AnnotationInjectedParts)
 	delete(pod.Annotations, v1alpha1.AnnotationProblems)
 	pod.Spec.Volumes = slices.DeleteFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == "outrigger-ring" })
 	pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, func(c corev1.Container) bool {

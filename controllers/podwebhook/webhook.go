@@ -9,6 +9,7 @@ package podwebhook
 import (
 	"context"
 	"net/http"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -52,9 +53,9 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 		log.FromContext(ctx).Error(err, "Passing a pod unchanged, because policies cannot be read")
 		return admission.Allowed("").WithWarnings("outrigger: policies cannot be read; the pod gets no sidecars")
 	}
-	plan, problems := sidecar.Resolve(subject, policies.Items)
+	decision := sidecar.Resolve(subject, policies.Items)
 	equipped := pod.DeepCopy()
-	problems = append(problems, sidecar.Inject(equipped, plan, h.images)...)
+	problems := slices.Concat(decision.Problems, sidecar.Inject(equipped, decision.Plan, h.images))
 	mutated, err := overlay(request.Object.Raw, &pod, equipped)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)

@@ -2,11 +2,14 @@
 
 // Package sidecarpolicy reports on SidecarPolicy objects: what they pick, and which pods carry what they ask for.
 //
-// It changes no pod and no InferenceService; new pods are equipped by the pod webhook.
+// New pods are equipped by the pod webhook. Where a policy says so, KServe is asked to replace those that run, by one
+// annotation of the InferenceService's component; nothing else of an InferenceService is written but one condition, and
+// no pod is.
 package sidecarpolicy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,15 +36,22 @@ const fieldManager = "outrigger-sidecarpolicy"
 
 // Reconciler keeps the status of SidecarPolicies true.
 type Reconciler struct {
-	client   client.Client
+	client client.Client
+	// live reads the one ReplicaSet that a trial needs: a cache would keep all of the cluster's.
+	live     client.Reader
 	clock    clock.PassiveClock
 	reporter *status.Reporter
 	images   sidecar.Images
 }
 
-// New returns a Reconciler that holds policies to the images that are allowed.
-func New(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, images sidecar.Images) *Reconciler {
-	return &Reconciler{client: c, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager), images: images}
+// New returns a Reconciler that holds policies to the images that are allowed, and reads from the API server what it
+// needs but once.
+func New(
+	c client.Client, live client.Reader, clk clock.PassiveClock, recorder record.EventRecorder, images sidecar.Images,
+) *Reconciler {
+	return &Reconciler{
+		client: c, live: live, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager), images: images,
+	}
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=sidecarpolicies,verbs=get;list;watch
@@ -50,7 +60,7 @@ func New(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder,
 // +kubebuilder:rbac:groups=serving.kserve.io,resources=inferenceservices,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
 
-// Reconcile brings the status of a SidecarPolicy up to date.
+// Reconcile has pods replaced that a SidecarPolicy wants replaced, and brings its status up to date.
 func (r *Reconciler) Reconcile(ctx context.Context, policy *v1alpha1.SidecarPolicy) (reconcile.Result, error) {
 	if policy.DeletionTimestamp != nil {
 		return reconcile.Result{}, nil
@@ -59,11 +69,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, policy *v1alpha1.SidecarPoli
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	t := newTally(policy, seen, r.clock.Now())
+	v, err := r.roll(ctx, t.rollout.due)
 	after := policy.DeepCopy()
-	after.Status = statusFor(policy, seen, r.clock.Now())
-	return status.Result(0, r.reporter.Report(ctx, policy, after, func(o client.Object) []metav1.Condition {
+	after.Status = statusFor(policy, seen, t, v)
+	reported := r.reporter.Report(ctx, policy, after, func(o client.Object) []metav1.Condition {
 		return o.(*v1alpha1.SidecarPolicy).Status.Conditions //nolint:forcetypeassert // Report passes what it was given.
-	}))
+	})
+	return status.Result(wake(t, v), errors.Join(err, reported))
 }
 
 func (r *Reconciler) observe(ctx context.Context, policy *v1alpha1.SidecarPolicy) (observed, error) {

@@ -222,7 +222,7 @@ func newWorld(t *testing.T) *faults.World {
 }
 
 func newReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
-	return reconcile.AsReconciler(c, sidecarpolicy.New(c, w.Clock, record.NewFakeRecorder(1000), sidecar.Images{
+	return reconcile.AsReconciler(c, sidecarpolicy.New(c, c, w.Clock, record.NewFakeRecorder(1000), sidecar.Images{
 		Allowed: []string{"registry.example/"},
 	}))
 }

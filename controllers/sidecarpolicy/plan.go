@@ -3,6 +3,7 @@
 package sidecarpolicy
 
 import (
+	"fmt"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -30,41 +31,82 @@ type observed struct {
 // maxListed bounds the lists in a status.
 const maxListed = 10
 
-// statusFor counts what a policy picks, and of the pods picked, which carry what all policies together now ask for.
-func statusFor(policy *v1alpha1.SidecarPolicy, seen observed, now time.Time) v1alpha1.SidecarPolicyStatus {
+// statusFor tells what a policy picks, which of the pods picked carry what all policies together now ask for, and what
+// the others wait for.
+func statusFor(policy *v1alpha1.SidecarPolicy, seen observed, t tally, v verdict) v1alpha1.SidecarPolicyStatus {
 	s := *policy.Status.DeepCopy()
 	if s.ChangedTime == nil || s.ObservedGeneration != policy.Generation {
-		s.ChangedTime = new(metav1.NewTime(now))
+		s.ChangedTime = new(metav1.NewTime(t.now))
 	}
 	s.ObservedGeneration = policy.Generation
-	t := tally{policy: policy, since: s.ChangedTime.Time, conflicts: map[v1alpha1.PolicyConflict]int32{}}
-	for i := range seen.services {
-		t.add(&seen.services[i], seen)
-	}
 	s.Matched, s.Injected, s.Outdated, s.Missed = t.matched, t.injected, t.outdated, t.missed
+	s.Rolling = int32(len(t.rollout.rolling)) + v.started //nolint:gosec // a count of InferenceServices.
 	s.Behind, s.Conflicts = t.listBehind(), t.listConflicts()
-	status.Set(&s.Conditions, policy.Generation, conditions(policy, seen, t.err)...)
+	err := defect(policy, seen, t.err)
+	if err == nil && v.reason == v1alpha1.ReasonTrialRefused && !isQuota(v.message) {
+		err = status.Stalledf(v.reason, "%s", trialMessage(v))
+	}
+	status.Set(&s.Conditions, policy.Generation, append(conditions(err), rolledOut(t, v))...)
 	return s
 }
 
-func conditions(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error) []status.Condition {
-	var err error
+// rolledOut tells what pods that are behind wait for.
+func rolledOut(t tally, v verdict) status.Condition {
+	c := status.Condition{Type: v1alpha1.ConditionRolledOut, Status: metav1.ConditionFalse}
+	behind := t.outdated + t.missed
+	rolling := len(t.rollout.rolling) + int(v.started)
+	switch {
+	case behind == 0:
+		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonRolledOut
+		c.Message = "Every running pod carries what the policies ask for."
+	case v.reason != "":
+		c.Reason, c.Message = v.reason, trialMessage(v)
+	case rolling > 0 || t.rollout.waiting > 0:
+		c.Reason = v1alpha1.ReasonRollingOut
+		c.Message = fmt.Sprintf("KServe is replacing the pods of %d InferenceServices; those of %d wait for their turn.",
+			rolling, t.rollout.waiting)
+		if len(t.rollout.rolling) > 0 {
+			c.Message += " The first is " + t.rollout.rolling[0] + "."
+		}
+	case t.rollout.held != "":
+		c.Reason, c.Message = v1alpha1.ReasonHeldByPolicy, "No pod is replaced: "+t.rollout.held+"."
+	default:
+		c.Reason = v1alpha1.ReasonWaitingForRestart
+		c.Message = fmt.Sprintf("%d pods change when they are next restarted; spec.rollout and spec.onMissedInjection "+
+			"have them replaced.", behind)
+	}
+	return c
+}
+
+func trialMessage(v verdict) string {
+	return fmt.Sprintf("No pod is replaced, because of a trial for InferenceService %q: %s.", v.service, v.message)
+}
+
+// defect returns what only a change by the user can mend, or nil.
+func defect(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error) error {
 	if !seen.memcachedExists {
-		err = status.Stalledf(v1alpha1.ReasonMemcachedNotFound,
+		return status.Stalledf(v1alpha1.ReasonMemcachedNotFound,
 			"spec.featureCache.memcachedRef.name: there is no Memcached %q in this namespace; create it, or correct the name.",
 			policy.Spec.FeatureCache.MemcachedRef.Name)
-	} else if _, invalid := metav1.LabelSelectorAsSelector(&policy.Spec.Selector); invalid != nil {
-		err = status.Stalledf(v1alpha1.ReasonRefused, "spec.selector: %v.", invalid)
-	} else if invalid := checkCondition(policy); invalid != nil {
-		err = status.Stalledf(v1alpha1.ReasonRefused, "spec.condition: %v.", invalid)
-	} else if evaluation != nil {
-		err = status.Stalledf(v1alpha1.ReasonRefused, "%v.", evaluation)
 	}
-	if p := policy.Spec.Preload; err == nil && p != nil {
+	if _, invalid := metav1.LabelSelectorAsSelector(&policy.Spec.Selector); invalid != nil {
+		return status.Stalledf(v1alpha1.ReasonRefused, "spec.selector: %v.", invalid)
+	}
+	if invalid := checkCondition(policy); invalid != nil {
+		return status.Stalledf(v1alpha1.ReasonRefused, "spec.condition: %v.", invalid)
+	}
+	if evaluation != nil {
+		return status.Stalledf(v1alpha1.ReasonRefused, "%v.", evaluation)
+	}
+	if p := policy.Spec.Preload; p != nil {
 		if refused := seen.images.CheckAllowed(p.Image); refused != nil {
-			err = status.Stalledf(v1alpha1.ReasonRefused, "spec.preload.image: %v; the manager's own is used.", refused)
+			return status.Stalledf(v1alpha1.ReasonRefused, "spec.preload.image: %v; the manager's own is used.", refused)
 		}
 	}
+	return nil
+}
+
+func conditions(err error) []status.Condition {
 	ready := status.Condition{
 		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady,
 		Message: "New pods of the picked InferenceServices are equipped.",
@@ -74,6 +116,21 @@ func conditions(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error)
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, stalled.Reason, stalled.Message
 	}
 	return []status.Condition{ready, stalled}
+}
+
+// wake returns when to look again if nothing happens before, 0 for never.
+func wake(t tally, v verdict) time.Duration {
+	var d time.Duration
+	switch v.reason {
+	case v1alpha1.ReasonTrialRefused:
+		d = trialAgain
+	case v1alpha1.ReasonWaitingForWebhook:
+		d = webhookAgain
+	}
+	if at := t.rollout.again; !at.IsZero() && (d == 0 || at.Sub(t.now) < d) {
+		d = max(at.Sub(t.now), time.Second)
+	}
+	return d
 }
 
 func checkCondition(policy *v1alpha1.SidecarPolicy) error {

@@ -22,12 +22,34 @@ type tally struct {
 	// since is when the policy was last changed.
 	since time.Time
 
+	// now is when the count is made.
+	now time.Time
+
 	matched, injected, outdated, missed int32
 	behind                              []v1alpha1.PodBehind
+	rollout                             rollout
 	// conflicts counts InferenceServices by part and policy.
 	conflicts map[v1alpha1.PolicyConflict]int32
 	// err is why the policy's condition could not be evaluated for an InferenceService.
 	err error
+}
+
+// newTally counts all InferenceServices that a policy picks.
+func newTally(policy *v1alpha1.SidecarPolicy, seen observed, now time.Time) tally {
+	t := tally{policy: policy, since: changedAt(policy, now), now: now, conflicts: map[v1alpha1.PolicyConflict]int32{}}
+	for i := range seen.services {
+		t.add(&seen.services[i], seen)
+	}
+	t.rollout.limit(t.matched)
+	return t
+}
+
+// changedAt is when a policy was first seen as it is.
+func changedAt(policy *v1alpha1.SidecarPolicy, now time.Time) time.Time {
+	if s := &policy.Status; s.ChangedTime != nil && s.ObservedGeneration == policy.Generation {
+		return s.ChangedTime.Time
+	}
+	return now
 }
 
 // add counts one InferenceService and its pods.
@@ -39,16 +61,15 @@ func (t *tally) add(service *kserve.InferenceService, seen observed) {
 		if err := sidecar.Evaluate(t.policy, subject); err != nil && t.err == nil {
 			t.err = fmt.Errorf("spec.condition: on InferenceService %q: %w", service.Name, err)
 		}
-		picked, _ := sidecar.Picked(subject, seen.policies)
-		if !slices.ContainsFunc(picked, func(p v1alpha1.SidecarPolicy) bool { return p.Name == t.policy.Name }) {
+		decision := sidecar.Resolve(subject, seen.policies)
+		if !slices.ContainsFunc(decision.Picked, func(p v1alpha1.SidecarPolicy) bool { return p.Name == t.policy.Name }) {
 			continue
 		}
 		isPicked = true
-		for _, c := range conflictsIn(t.policy, picked, component) {
+		for _, c := range conflictsIn(t.policy, decision.Picked, component) {
 			overruled[c] = true
 		}
-		plan, _ := sidecar.Resolve(subject, seen.policies)
-		t.addPods(seen.pods[service.Name], component, plan.Hash())
+		t.addPods(group{service: service, component: component, decision: decision}, seen.pods[service.Name])
 	}
 	if isPicked {
 		t.matched++
@@ -58,25 +79,30 @@ func (t *tally) add(service *kserve.InferenceService, seen observed) {
 	}
 }
 
-// addPods counts the pods of a component by whether they carry the plan with the given hash.
-func (t *tally) addPods(pods []metav1.ObjectMeta, component v1alpha1.Component, hash string) {
+// addPods counts the pods of a component by whether they carry the plan.
+func (t *tally) addPods(g group, pods []metav1.ObjectMeta) {
+	hash := g.decision.Plan.Hash()
 	for i := range pods {
 		pod := &pods[i]
-		if kserve.ComponentOf(pod.Labels) != component {
+		if kserve.ComponentOf(pod.Labels) != g.component {
 			continue
 		}
+		g.pods = append(g.pods, *pod)
 		mark := pod.Annotations[v1alpha1.AnnotationInjected]
 		switch {
 		case mark == hash:
 			t.injected++
 		case mark == "" && pod.CreationTimestamp.After(t.since):
 			t.missed++
+			g.missed = append(g.missed, *pod)
 			t.behind = append(t.behind, v1alpha1.PodBehind{Name: pod.Name, Why: v1alpha1.BehindMissed})
 		default:
 			t.outdated++
+			g.outdated = append(g.outdated, *pod)
 			t.behind = append(t.behind, v1alpha1.PodBehind{Name: pod.Name, Why: v1alpha1.BehindOutdated})
 		}
 	}
+	t.rollout.add(t.policy, g, t.now)
 }
 
 func (t *tally) listBehind() []v1alpha1.PodBehind {

@@ -34,7 +34,7 @@ type around struct {
 func cachesOf(isvc *kserve.InferenceService, policies []v1alpha1.SidecarPolicy) []string {
 	var names []string
 	for _, component := range components {
-		plan, _ := sidecar.Resolve(sidecar.SubjectOf(isvc, component), policies)
+		plan := sidecar.Resolve(sidecar.SubjectOf(isvc, component), policies).Plan
 		if plan.FeatureCache != nil && !slices.Contains(names, plan.FeatureCache.Memcached) {
 			names = append(names, plan.FeatureCache.Memcached)
 		}
@@ -54,17 +54,17 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 		if !kserve.Has(isvc, component) {
 			continue
 		}
-		plan, found := sidecar.Resolve(sidecar.SubjectOf(isvc, component), seen.policies)
-		for _, p := range found {
+		decision := sidecar.Resolve(sidecar.SubjectOf(isvc, component), seen.policies)
+		for _, p := range decision.Problems {
 			if p.Reason != v1alpha1.ReasonInvalidPolicy { // the policy's own status says so, to its author
 				add(p)
 			}
 		}
-		if plan.FeatureCache != nil && !seen.memcacheds[plan.FeatureCache.Memcached] {
+		if cache := decision.Plan.FeatureCache; cache != nil && !seen.memcacheds[cache.Memcached] {
 			add(sidecar.Problem{
 				Reason: v1alpha1.ReasonMemcachedNotFound,
 				Message: fmt.Sprintf("there is no Memcached %q in this namespace; until it is created every read of the "+
-					"feature cache is a miss", plan.FeatureCache.Memcached),
+					"feature cache is a miss", cache.Memcached),
 			})
 		}
 		if p, ok := unfetchable(isvc, component); ok {

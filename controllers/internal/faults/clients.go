@@ -52,6 +52,9 @@ func (k *crash) client(w *World) client.Client {
 // intercept passes every write through write.
 func intercept(c client.WithWatch, write func(func() error) error, funcs interceptor.Funcs) client.Client {
 	funcs.Create = func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+		if options := (&client.CreateOptions{}).ApplyOptions(opts); len(options.DryRun) > 0 {
+			return c.Create(ctx, o, opts...) // changes nothing
+		}
 		return write(func() error { return c.Create(ctx, o, opts...) })
 	}
 	funcs.Update = func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.UpdateOption) error {

@@ -2,7 +2,7 @@
 
 // Package kserve is the only one that knows KServe's kinds, labels, container names and conditions.
 //
-// InferenceServices are read, never written: a typed object of one version would drop fields of another.
+// InferenceServices are read and patched, never updated: a typed object of one version would drop fields of another.
 package kserve
 
 import (

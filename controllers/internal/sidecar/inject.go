@@ -68,6 +68,7 @@ func Inject(pod *corev1.Pod, plan Plan, images Images) []Problem {
 		pod.Annotations = map[string]string{}
 	}
 	pod.Annotations[v1alpha1.AnnotationInjected] = plan.Hash()
+	pod.Annotations[v1alpha1.AnnotationInjectedParts] = plan.partsText()
 	if text := Join(problems); text != "" {
 		pod.Annotations[v1alpha1.AnnotationProblems] = text
 	}

@@ -157,6 +157,7 @@ func TestInjectChangesNothingElse(t *testing.T) {
 		t.Errorf("injected %q, want %q", got, both.Hash())
 	}
 	delete(pod.Annotations, v1alpha1.AnnotationInjected)
+	delete(pod.Annotations, v1alpha1.AnnotationInjectedParts)
 	initializer := container(t, pod, "storage-initializer")
 	initializer.Image, initializer.ImagePullPolicy = kserveImage, corev1.PullAlways
 	initializer.Env = slices.DeleteFunc(initializer.Env, func(e corev1.EnvVar) bool { return e.Name == "PRELOADER_VERIFY" })

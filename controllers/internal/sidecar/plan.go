@@ -11,6 +11,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
@@ -52,13 +54,68 @@ type FeatureCache struct {
 // IsZero reports whether the plan asks for nothing.
 func (p Plan) IsZero() bool { return p.Preload == nil && p.FeatureCache == nil }
 
+// Part is a part of a plan, by the name of the field of a policy that asks for it.
+type Part string
+
+// Parts of a plan.
+const (
+	// PartPreload is how the model is fetched.
+	PartPreload Part = "preload"
+	// PartFeatureCache is the cache to connect.
+	PartFeatureCache Part = "featureCache"
+)
+
+// Parts returns what identifies each part that the plan has.
+func (p Plan) Parts() map[Part]string {
+	parts := map[Part]string{}
+	if p.Preload != nil {
+		parts[PartPreload] = hashOf(p.Preload)
+	}
+	if p.FeatureCache != nil {
+		parts[PartFeatureCache] = hashOf(p.FeatureCache)
+	}
+	return parts
+}
+
+// Lacking returns the parts of the plan that a pod with these annotations does not carry as they are.
+func (p Plan) Lacking(annotations map[string]string) []Part {
+	if annotations[v1alpha1.AnnotationInjected] == p.Hash() {
+		return nil
+	}
+	carried := strings.Split(annotations[v1alpha1.AnnotationInjectedParts], ",")
+	var lacking []Part
+	for part, hash := range p.Parts() {
+		if !slices.Contains(carried, carriedText(part, hash)) {
+			lacking = append(lacking, part)
+		}
+	}
+	slices.Sort(lacking)
+	return lacking
+}
+
+// partsText is the value of AnnotationInjectedParts for the plan.
+func (p Plan) partsText() string {
+	var list []string
+	for part, hash := range p.Parts() {
+		list = append(list, carriedText(part, hash))
+	}
+	slices.Sort(list)
+	return strings.Join(list, ",")
+}
+
+func carriedText(part Part, hash string) string { return string(part) + "=" + hash }
+
 // Hash identifies the plan. It does not cover the manager's default images, so that an upgrade of the manager leaves no
 // pod outdated.
 func (p Plan) Hash() string {
 	if p.IsZero() {
 		return ""
 	}
-	raw, err := json.Marshal(p)
+	return hashOf(p)
+}
+
+func hashOf(plain any) string {
+	raw, err := json.Marshal(plain)
 	if err != nil {
 		panic(fmt.Sprintf("encoding a plan of plain values: %v", err)) // cannot happen
 	}

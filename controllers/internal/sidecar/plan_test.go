@@ -178,12 +178,12 @@ func TestResolve(t *testing.T) {
 				subject.Component = ""
 			}
 			for range 4 { // in any order of the policies
-				got, problems := sidecar.Resolve(subject, tc.policies)
-				if diff := cmp.Diff(tc.want, got); diff != "" {
+				got := sidecar.Resolve(subject, tc.policies)
+				if diff := cmp.Diff(tc.want, got.Plan); diff != "" {
 					t.Errorf("plan (-want +got):\n%s", diff)
 				}
 				var messages []string
-				for _, p := range problems {
+				for _, p := range got.Problems {
 					messages = append(messages, p.Message)
 				}
 				if diff := cmp.Diff(tc.wantProblems, messages); diff != "" {

@@ -15,29 +15,42 @@ import (
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
 
+// Decision is what policies and annotations together come to for one subject.
+type Decision struct {
+	// Plan is what the pods get.
+	Plan Plan
+	// Problems are values that make no sense; they are treated as absent.
+	Problems []Problem
+	// Picked are the policies that pick the subject, those that decide first coming first.
+	Picked []v1alpha1.SidecarPolicy
+	// By names the policy that decided a part of the plan, by the part; parts that an annotation decided are not in it.
+	By map[Part]string
+}
+
 // Resolve merges policies and annotations into a plan. Of the policies that pick the subject, the one with the highest
 // priority decides each part, and of equals the one whose name comes first; the order of the list does not matter. An
-// annotation of the InferenceService wins over all policies. Values that make no sense are reported, and otherwise
-// treated as absent.
-func Resolve(subject Subject, policies []v1alpha1.SidecarPolicy) (Plan, []Problem) {
-	var plan Plan
+// annotation of the InferenceService wins over all policies.
+func Resolve(subject Subject, policies []v1alpha1.SidecarPolicy) Decision {
+	d := Decision{By: map[Part]string{}}
 	if subject.Component == "" {
-		return plan, nil
+		return d
 	}
-	picked, problems := Picked(subject, policies)
-	for i := range picked {
-		spec := &picked[i].Spec
+	d.Picked, d.Problems = Picked(subject, policies)
+	for i := range d.Picked {
+		spec := &d.Picked[i].Spec
 		if !slices.Contains(spec.Components, subject.Component) {
 			continue
 		}
-		if plan.Preload == nil && spec.Preload != nil {
-			plan.Preload = preloadOf(spec.Preload)
+		if d.Plan.Preload == nil && spec.Preload != nil {
+			d.Plan.Preload, d.By[PartPreload] = preloadOf(spec.Preload), d.Picked[i].Name
 		}
-		if plan.FeatureCache == nil && spec.FeatureCache != nil {
-			plan.FeatureCache = &FeatureCache{Memcached: spec.FeatureCache.MemcachedRef.Name}
+		if d.Plan.FeatureCache == nil && spec.FeatureCache != nil {
+			d.Plan.FeatureCache = &FeatureCache{Memcached: spec.FeatureCache.MemcachedRef.Name}
+			d.By[PartFeatureCache] = d.Picked[i].Name
 		}
 	}
-	return plan, append(problems, plan.override(subject.Annotations)...)
+	d.override(subject.Annotations)
+	return d
 }
 
 func preloadOf(spec *v1alpha1.Preload) *Preload {
@@ -45,35 +58,39 @@ func preloadOf(spec *v1alpha1.Preload) *Preload {
 }
 
 // override applies the annotations that speak of single features.
-func (p *Plan) override(annotations map[string]string) []Problem {
-	var problems []Problem
+func (d *Decision) override(annotations map[string]string) {
 	switch value := annotations[v1alpha1.AnnotationPreload]; value {
 	case "":
 	case "true":
-		if p.Preload == nil {
-			p.Preload = &Preload{Verify: v1alpha1.VerifyAuto}
+		if d.Plan.Preload == nil {
+			d.Plan.Preload = &Preload{Verify: v1alpha1.VerifyAuto}
 		}
 	case "false":
-		p.Preload = nil
+		d.Plan.Preload = nil
+		delete(d.By, PartPreload)
 	default:
-		problems = append(problems, invalidAnnotation(v1alpha1.AnnotationPreload, value, "neither true nor false"))
+		d.Problems = append(d.Problems, invalidAnnotation(v1alpha1.AnnotationPreload, value, "neither true nor false"))
 	}
 	switch value := annotations[v1alpha1.AnnotationFeatureCache]; {
 	case value == "":
 	case value == v1alpha1.AnnotationNone:
-		p.FeatureCache = nil
+		d.Plan.FeatureCache = nil
+		delete(d.By, PartFeatureCache)
 	case !isName(value):
-		problems = append(problems, invalidAnnotation(v1alpha1.AnnotationFeatureCache, value, "not the name of a Memcached"))
+		d.Problems = append(d.Problems,
+			invalidAnnotation(v1alpha1.AnnotationFeatureCache, value, "not the name of a Memcached"))
 	default:
-		p.FeatureCache = &FeatureCache{Memcached: value}
+		d.Plan.FeatureCache = &FeatureCache{Memcached: value}
+		delete(d.By, PartFeatureCache)
 	}
-	return append(problems, unknownAnnotations(annotations)...)
+	d.Problems = append(d.Problems, unknownAnnotations(annotations)...)
 }
 
 // known are all annotations of Outrigger that an InferenceService may carry.
 var known = []string{
 	v1alpha1.AnnotationFeatureCache, v1alpha1.AnnotationPreload, v1alpha1.AnnotationSidecarPolicy,
-	v1alpha1.AnnotationInjected, v1alpha1.AnnotationProblems,
+	v1alpha1.AnnotationInjected, v1alpha1.AnnotationInjectedParts, v1alpha1.AnnotationProblems,
+	v1alpha1.AnnotationRollout,
 }
 
 // unknownAnnotations reports annotations of Outrigger's that it does not know: most are misspelt.

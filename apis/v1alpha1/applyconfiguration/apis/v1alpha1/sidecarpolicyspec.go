@@ -28,6 +28,15 @@ type SidecarPolicySpecApplyConfiguration struct {
 	Preload *PreloadApplyConfiguration `json:"preload,omitempty"`
 	// featureCache gives pods a local address of a Memcached, in the environment variable FEATURE_CACHE_ADDR.
 	FeatureCache *FeatureCacheApplyConfiguration `json:"featureCache,omitempty"`
+	// rollout says what a change of the policy does to pods that run. OnNextRestart leaves them as they are until
+	// something else restarts them. Always has KServe replace them, once for each change, some InferenceServices at a
+	// time (a tenth of those picked, and one), after the API server has accepted a trial pod of each. What is taken out
+	// of a policy, or a policy that is deleted, restarts nothing.
+	Rollout *apisv1alpha1.PolicyRollout `json:"rollout,omitempty"`
+	// onMissedInjection says what happens to pods that started while the webhook did not answer. Report counts them in
+	// the status. Restart has KServe replace all pods of the component, once the webhook answers again, at most every ten
+	// minutes.
+	OnMissedInjection *apisv1alpha1.MissedInjection `json:"onMissedInjection,omitempty"`
 }
 
 // SidecarPolicySpecApplyConfiguration constructs a declarative configuration of the SidecarPolicySpec type for use with
@@ -83,5 +92,21 @@ func (b *SidecarPolicySpecApplyConfiguration) WithPreload(value *PreloadApplyCon
 // If called multiple times, the FeatureCache field is set to the value of the last call.
 func (b *SidecarPolicySpecApplyConfiguration) WithFeatureCache(value *FeatureCacheApplyConfiguration) *SidecarPolicySpecApplyConfiguration {
 	b.FeatureCache = value
+	return b
+}
+
+// WithRollout sets the Rollout field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Rollout field is set to the value of the last call.
+func (b *SidecarPolicySpecApplyConfiguration) WithRollout(value apisv1alpha1.PolicyRollout) *SidecarPolicySpecApplyConfiguration {
+	b.Rollout = &value
+	return b
+}
+
+// WithOnMissedInjection sets the OnMissedInjection field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the OnMissedInjection field is set to the value of the last call.
+func (b *SidecarPolicySpecApplyConfiguration) WithOnMissedInjection(value apisv1alpha1.MissedInjection) *SidecarPolicySpecApplyConfiguration {
+	b.OnMissedInjection = &value
 	return b
 }

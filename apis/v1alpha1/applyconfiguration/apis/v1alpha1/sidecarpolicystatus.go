@@ -12,7 +12,7 @@ import (
 //
 // SidecarPolicyStatus is what a SidecarPolicy has come to.
 type SidecarPolicyStatusApplyConfiguration struct {
-	// conditions are Ready and Stalled.
+	// conditions are Ready, Stalled and RolledOut.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
@@ -21,11 +21,13 @@ type SidecarPolicyStatusApplyConfiguration struct {
 	// injected is the number of running pods of these that carry what the policies now ask for.
 	Injected *int32 `json:"injected,omitempty"`
 	// outdated is the number of running pods of these that were equipped otherwise, or not at all because they are older
-	// than the policy. They change when they are next restarted.
+	// than the policy. They change when they are next restarted, or as spec.rollout says.
 	Outdated *int32 `json:"outdated,omitempty"`
 	// missed is the number of running pods of these that are younger than the policy and yet were not equipped: the
 	// webhook did not answer when they were created.
 	Missed *int32 `json:"missed,omitempty"`
+	// rolling is the number of InferenceServices whose pods KServe is replacing because of this policy.
+	Rolling *int32 `json:"rolling,omitempty"`
 	// changedTime is when the manager first saw the spec as it is.
 	ChangedTime *metav1.Time `json:"changedTime,omitempty"`
 	// behind names pods that are outdated or missed, the first ten by name.
@@ -91,6 +93,14 @@ func (b *SidecarPolicyStatusApplyConfiguration) WithOutdated(value int32) *Sidec
 // If called multiple times, the Missed field is set to the value of the last call.
 func (b *SidecarPolicyStatusApplyConfiguration) WithMissed(value int32) *SidecarPolicyStatusApplyConfiguration {
 	b.Missed = &value
+	return b
+}
+
+// WithRolling sets the Rolling field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Rolling field is set to the value of the last call.
+func (b *SidecarPolicyStatusApplyConfiguration) WithRolling(value int32) *SidecarPolicyStatusApplyConfiguration {
+	b.Rolling = &value
 	return b
 }
 
