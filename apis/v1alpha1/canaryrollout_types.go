@@ -37,6 +37,8 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 //
 // +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService",message="stable.inferenceService and canary.inferenceService must be two different InferenceServices"
 // +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
+// +kubebuilder:validation:XValidation:rule="!has(self.strategy) || self.canaryPercent == 0",message="canaryPercent and strategy exclude each other: remove one of the two"
+// +kubebuilder:validation:XValidation:rule="!has(self.suspend) || !self.suspend || has(self.strategy)",message="suspend stops the steps of a strategy; without one, traffic moves only when canaryPercent is edited"
 type CanaryRolloutSpec struct {
 	// stable is the side that has the traffic before the rollout.
 	// +required
@@ -53,6 +55,15 @@ type CanaryRolloutSpec struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
 	CanaryPercent int32 `json:"canaryPercent"`
+
+	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
+	// +optional
+	Strategy *RolloutStrategy `json:"strategy,omitempty"`
+
+	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
+	// is turned back all the same.
+	// +optional
+	Suspend bool `json:"suspend,omitempty"`
 
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
@@ -300,7 +311,7 @@ type VirtualServiceReference struct {
 
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatus struct {
-	// conditions are Ready, RouteApplied and Stalled.
+	// conditions are Ready, RouteApplied and Stalled, and with a strategy Progressing.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -325,6 +336,8 @@ type CanaryRolloutStatus struct {
 	// weights are the shares of the two sides.
 	// +optional
 	Weights RolloutWeights `json:"weights,omitzero"`
+
+	RolloutProgress `json:",inline"`
 }
 
 // RolloutWeights are the shares of the two sides, asked and in force.
@@ -360,8 +373,9 @@ type WeightPair struct {
 // +kubebuilder:resource:shortName=cro,categories=outrigger
 // +kubebuilder:printcolumn:name="Stable",type=string,JSONPath=`.spec.stable.inferenceService`
 // +kubebuilder:printcolumn:name="Canary",type=string,JSONPath=`.spec.canary.inferenceService`
-// +kubebuilder:printcolumn:name="Desired",type=integer,JSONPath=`.spec.canaryPercent`
+// +kubebuilder:printcolumn:name="Desired",type=integer,JSONPath=`.status.weights.desired.canary`
 // +kubebuilder:printcolumn:name="Applied",type=integer,JSONPath=`.status.weights.applied.canary`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

@@ -16,7 +16,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -72,6 +71,10 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 
 // Reconcile moves the route of a CanaryRollout to what the rollout asks for.
 func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRollout) (reconcile.Result, error) {
+	rollout, err := r.current(ctx, rollout)
+	if err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
 	if rollout.DeletionTimestamp != nil {
 		return r.finalize(ctx, rollout)
 	}
@@ -82,15 +85,21 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if reclaimed, err := r.reclaim(ctx, rollout, seen); reclaimed || err != nil {
 		return status.Result(reclaimDelay, err)
 	}
+	rollout, unrecorded := r.progress(ctx, rollout, seen)
+	seen.asked = r.asked(rollout, seen)
 	p := planFor(rollout, seen)
+	if unrecorded != nil && !lowers(rollout, p) {
+		return status.Result(0, unrecorded)
+	}
 	if rollout, err = r.remember(ctx, rollout, keepsakeFor(rollout, p)); err != nil {
 		return status.Result(0, err)
 	}
 	err = r.apply(ctx, rollout, seen, p)
-	if apierrors.IsConflict(err) {
-		return status.Result(0, err) // nothing to tell: it is tried again at once
+	if apierrors.IsConflict(err) || unrecorded != nil {
+		return status.Result(0, errors.Join(err, unrecorded)) // nothing to tell: it is tried again at once
 	}
-	return status.Result(0, errors.Join(err, r.report(ctx, rollout, p, err)))
+	rollout, reportErr := r.report(ctx, rollout, p, err)
+	return status.Result(r.wake(rollout, seen), errors.Join(err, reportErr))
 }
 
 // +kubebuilder:rbac:groups="",resources=services,verbs=create;patch;delete
@@ -127,18 +136,19 @@ func (r *Reconciler) apply(ctx context.Context, rollout *v1alpha1.CanaryRollout,
 	return p.stalled
 }
 
-func (r *Reconciler) report(ctx context.Context, rollout *v1alpha1.CanaryRollout, p plan, err error) error {
+// report writes the status, and returns the rollout with it.
+func (r *Reconciler) report(
+	ctx context.Context, rollout *v1alpha1.CanaryRollout, p plan, err error,
+) (*v1alpha1.CanaryRollout, error) {
 	after := rollout.DeepCopy()
 	after.Status = statusFor(rollout, p, r.clock.Now(), err)
-	if reportErr := r.reporter.Report(ctx, rollout, after, func(o client.Object) []metav1.Condition {
-		return o.(*v1alpha1.CanaryRollout).Status.Conditions //nolint:forcetypeassert // Report passes what it was given.
-	}); reportErr != nil {
-		return reportErr
+	if reportErr := r.reporter.Report(ctx, rollout, after, conditionsOf); reportErr != nil {
+		return rollout, reportErr
 	}
 	if was, is := rollout.Status.Weights.Applied, after.Status.Weights.Applied; is != nil && (was == nil || *was != *is) {
 		r.recorder.Event(after, corev1.EventTypeNormal, v1alpha1.ReasonWeightsChanged,
 			fmt.Sprintf("%s gets %d percent, %s %d.",
 				rollout.Spec.Stable.InferenceService, is.Stable, rollout.Spec.Canary.InferenceService, is.Canary))
 	}
-	return nil
+	return after, nil
 }

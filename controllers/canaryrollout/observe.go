@@ -61,7 +61,9 @@ func (r *Reconciler) side(
 	var isvc kserve.InferenceService
 	err := r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: name}, &isvc)
 	if apierrors.IsNotFound(err) {
-		return side{name: name, entry: guessEntry(rollout, name, live)}, nil
+		return side{
+			name: name, entry: guessEntry(rollout, name, live), revision: v1alpha1.CanaryRevision{InferenceService: name},
+		}, nil
 	}
 	if err != nil {
 		return side{}, fmt.Errorf("reading InferenceService %q: %w", name, err)
@@ -69,6 +71,9 @@ func (r *Reconciler) side(
 	one := side{
 		name: name, exists: isvc.DeletionTimestamp == nil,
 		supported: kserve.UsesServices(&isvc), entry: kserve.EntryOf(&isvc),
+	}
+	if one.revision, err = kserve.RevisionOf(&isvc); err != nil {
+		return side{}, err
 	}
 	if one.exists && one.supported {
 		one.ready, err = r.readyEndpoints(ctx, rollout.Namespace, one.entry.Service)

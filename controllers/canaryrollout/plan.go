@@ -22,6 +22,8 @@ import (
 type observed struct {
 	// stable and canary are the two sides.
 	stable, canary side
+	// asked is the share that is asked for the canary, 0 to 100.
+	asked int32
 	// virtualService is the one named like the rollout, nil if there is none.
 	virtualService *unstructured.Unstructured
 	// service is the one named like the rollout, nil if there is none.
@@ -48,6 +50,8 @@ type side struct {
 	entry kserve.Entry
 	// ready is the number of ready endpoints behind the entry.
 	ready int32
+	// revision tells what it is from what it may be later.
+	revision v1alpha1.CanaryRevision
 }
 
 // plan is what to make true.
@@ -87,13 +91,13 @@ func (p plan) routes() bool {
 // and held when a side that is not in the route yet has still to come up, so that an edit which names a side that does
 // not exist never takes traffic from one that does.
 func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
-	p := plan{desired: routing.Desired(rollout.Spec.CanaryPercent)}
+	p := plan{desired: routing.Desired(seen.asked)}
 	p.bind(rollout, seen)
 	if p.stalled = refusal(rollout, seen); p.stalled != nil {
 		p.pruneVirtualService = withdrawn(rollout, seen)
 		return p
 	}
-	p.weights, p.outcome = routing.Split(rollout.Spec.CanaryPercent, seen.stable.ready, seen.canary.ready)
+	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, seen.canary.ready)
 	var err error
 	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, seen.canary.ready); err != nil {
 		p.stalled = refused(err)

@@ -30,6 +30,10 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	if p.stalled != nil && p.pruneVirtualService {
 		s.Weights.Applied, s.Weights.LastAppliedTime = nil, nil
 	}
+	if err == nil && p.routes() {
+		s.RolloutProgress = settled(&s, p, now)
+	}
+	setProgressing(&s, rollout.Generation)
 	stalled := status.StalledCondition(err)
 	ready, applied := readyCondition(rollout, p), appliedCondition(p)
 	switch {

@@ -51,7 +51,8 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return builder.ControllerManagedBy(mgr).
 		Named(Name).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
-		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(
+			predicate.Or(predicate.GenerationChangedPredicate{}, changed(readOfVerbs)))).
 		Owns(&corev1.Service{}).
 		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(routing.NewVirtualService(), r.wakingLate(byVirtualService), builder.WithPredicates(changed(readOfVirtualService))).
@@ -185,12 +186,20 @@ func readOfVirtualService(object client.Object) any {
 	return []any{vs.Object["spec"], vs.GetOwnerReferences(), vs.GetLabels()[v1alpha1.LabelManagedBy], vs.GetUID()}
 }
 
+func readOfVerbs(object client.Object) any {
+	annotations := object.GetAnnotations()
+	return []any{
+		annotations[v1alpha1.AnnotationPromote], annotations[v1alpha1.AnnotationSkip],
+		annotations[v1alpha1.AnnotationAbort], annotations[v1alpha1.AnnotationRetry],
+	}
+}
+
 func readOfInferenceService(object client.Object) any {
 	isvc, ok := object.(*kserve.InferenceService)
 	if !ok {
 		return nil
 	}
-	return []any{kserve.EntryOf(isvc), kserve.UsesServices(isvc), isvc.DeletionTimestamp == nil}
+	return []any{kserve.EntryOf(isvc), kserve.UsesServices(isvc), isvc.DeletionTimestamp == nil, isvc.UID, isvc.Generation}
 }
 
 func readOfService(object client.Object) any {

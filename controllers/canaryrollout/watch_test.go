@@ -247,3 +247,39 @@ func TestWriteEconomy(t *testing.T) {
 		t.Errorf("%d writes after a restart and %d edits, want two an edit: the route and the status", got, edits)
 	}
 }
+
+// TestVerbsAndTimeWakeARollout: a hold of a second ends, and an annotation is obeyed, without anybody's help.
+func TestVerbsAndTimeWakeARollout(t *testing.T) {
+	w := newWorld(t)
+	startManager(t, w, testcluster.New(t).Config)
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(stepsOf(time.Second, time.Second)))
+	awaitPhase(t, w, v1alpha1.PhasePaused)
+	do(t, w, say(v1alpha1.AnnotationPromote))
+	awaitPhase(t, w, v1alpha1.PhaseSucceeded)
+	wantWeights(t, w, "v1=0 v2=100 ")
+	do(t, w, say(v1alpha1.AnnotationAbort))
+	awaitWeights(t, w, name, routing.SplitRoute, "v1=100 v2=0 ")
+	awaitPhase(t, w, v1alpha1.PhaseRolledBack)
+}
+
+// awaitPhase waits until the rollout is in a phase.
+func awaitPhase(t *testing.T, w *faults.World, want v1alpha1.RolloutPhase) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	watch, err := w.Client.Watch(ctx, &v1alpha1.CanaryRolloutList{}, client.InNamespace(w.Namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Stop()
+	s := get(t, w, name).Status
+	for s.Phase != want {
+		event, open := <-watch.ResultChan()
+		if !open {
+			t.Fatalf("the phase is %s after %s, want %s: %s", s.Phase, within, want, s.PhaseMessage)
+		}
+		if live, ok := event.Object.(*v1alpha1.CanaryRollout); ok && live.Name == name {
+			s = live.Status
+		}
+	}
+}

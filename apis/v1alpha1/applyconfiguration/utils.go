@@ -16,6 +16,10 @@ import (
 func ForKind(kind schema.GroupVersionKind) interface{} {
 	switch kind {
 	// Group=outrigger.serverless.xyz, Version=v1alpha1
+	case v1alpha1.SchemeGroupVersion.WithKind("AbortPolicy"):
+		return &apisv1alpha1.AbortPolicyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("CanaryRevision"):
+		return &apisv1alpha1.CanaryRevisionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CanaryRollout"):
 		return &apisv1alpha1.CanaryRolloutApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CanaryRolloutSpec"):
@@ -58,10 +62,20 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.PreloadResourcesApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PreloadVolume"):
 		return &apisv1alpha1.PreloadVolumeApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutAttempt"):
+		return &apisv1alpha1.RolloutAttemptApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutProgress"):
+		return &apisv1alpha1.RolloutProgressApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutRouting"):
 		return &apisv1alpha1.RolloutRoutingApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutSide"):
 		return &apisv1alpha1.RolloutSideApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStep"):
+		return &apisv1alpha1.RolloutStepApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStepStatus"):
+		return &apisv1alpha1.RolloutStepStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStrategy"):
+		return &apisv1alpha1.RolloutStrategyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutWeights"):
 		return &apisv1alpha1.RolloutWeightsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SidecarPolicy"):
@@ -70,10 +84,14 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.SidecarPolicySpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SidecarPolicyStatus"):
 		return &apisv1alpha1.SidecarPolicyStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("StepHold"):
+		return &apisv1alpha1.StepHoldApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("VirtualServiceReference"):
 		return &apisv1alpha1.VirtualServiceReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("WeightPair"):
 		return &apisv1alpha1.WeightPairApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("WeightPeriod"):
+		return &apisv1alpha1.WeightPeriodApplyConfiguration{}
 
 	}
 	return nil

@@ -14,6 +14,11 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
 	// the canary is not ready it gets none, whatever is asked.
 	CanaryPercent *int32 `json:"canaryPercent,omitempty"`
+	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
+	Strategy *RolloutStrategyApplyConfiguration `json:"strategy,omitempty"`
+	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
+	// is turned back all the same.
+	Suspend *bool `json:"suspend,omitempty"`
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
 	Colours []ColourApplyConfiguration `json:"colours,omitempty"`
@@ -48,6 +53,22 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithCanary(value *RolloutSideApply
 // If called multiple times, the CanaryPercent field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithCanaryPercent(value int32) *CanaryRolloutSpecApplyConfiguration {
 	b.CanaryPercent = &value
+	return b
+}
+
+// WithStrategy sets the Strategy field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Strategy field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithStrategy(value *RolloutStrategyApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Strategy = value
+	return b
+}
+
+// WithSuspend sets the Suspend field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Suspend field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithSuspend(value bool) *CanaryRolloutSpecApplyConfiguration {
+	b.Suspend = &value
 	return b
 }
 

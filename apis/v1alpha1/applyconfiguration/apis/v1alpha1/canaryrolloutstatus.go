@@ -3,7 +3,9 @@
 package v1alpha1
 
 import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
+	apisv1alpha1 "serverless.xyz/outrigger/apis/v1alpha1"
 )
 
 // CanaryRolloutStatusApplyConfiguration represents a declarative configuration of the CanaryRolloutStatus type for use
@@ -11,7 +13,7 @@ import (
 //
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatusApplyConfiguration struct {
-	// conditions are Ready, RouteApplied and Stalled.
+	// conditions are Ready, RouteApplied and Stalled, and with a strategy Progressing.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
@@ -21,7 +23,8 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	// None.
 	Colours []string `json:"colours,omitempty"`
 	// weights are the shares of the two sides.
-	Weights *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
+	Weights                           *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
+	RolloutProgressApplyConfiguration `json:",inline"`
 }
 
 // CanaryRolloutStatusApplyConfiguration constructs a declarative configuration of the CanaryRolloutStatus type for use with
@@ -74,5 +77,74 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithColours(values ...string) *C
 // If called multiple times, the Weights field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithWeights(value *RolloutWeightsApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
 	b.Weights = value
+	return b
+}
+
+// WithPhase sets the Phase field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Phase field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithPhase(value apisv1alpha1.RolloutPhase) *CanaryRolloutStatusApplyConfiguration {
+	b.RolloutProgressApplyConfiguration.Phase = &value
+	return b
+}
+
+// WithPhaseReason sets the PhaseReason field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the PhaseReason field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithPhaseReason(value string) *CanaryRolloutStatusApplyConfiguration {
+	b.RolloutProgressApplyConfiguration.PhaseReason = &value
+	return b
+}
+
+// WithPhaseMessage sets the PhaseMessage field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the PhaseMessage field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithPhaseMessage(value string) *CanaryRolloutStatusApplyConfiguration {
+	b.RolloutProgressApplyConfiguration.PhaseMessage = &value
+	return b
+}
+
+// WithPhaseTime sets the PhaseTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the PhaseTime field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithPhaseTime(value metav1.Time) *CanaryRolloutStatusApplyConfiguration {
+	b.RolloutProgressApplyConfiguration.PhaseTime = &value
+	return b
+}
+
+// WithTurn sets the Turn field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Turn field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithTurn(value string) *CanaryRolloutStatusApplyConfiguration {
+	b.RolloutProgressApplyConfiguration.Turn = &value
+	return b
+}
+
+// WithAttempt sets the Attempt field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Attempt field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithAttempt(value *RolloutAttemptApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
+	b.RolloutProgressApplyConfiguration.Attempt = value
+	return b
+}
+
+// WithStep sets the Step field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Step field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithStep(value *RolloutStepStatusApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
+	b.RolloutProgressApplyConfiguration.Step = value
+	return b
+}
+
+// WithHistory adds the given value to the History field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the History field.
+func (b *CanaryRolloutStatusApplyConfiguration) WithHistory(values ...*WeightPeriodApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithHistory")
+		}
+		b.RolloutProgressApplyConfiguration.History = append(b.RolloutProgressApplyConfiguration.History, *values[i])
+	}
 	return b
 }

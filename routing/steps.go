@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package routing
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+)
+
+// Facts are what a rollout's next state of affairs follows from, besides its strategy and its last one.
+type Facts struct {
+	// Now is the time.
+	Now time.Time
+	// Rollout is the UID of the rollout.
+	Rollout types.UID
+	// Suspended tells whether the user wants no step to be taken.
+	Suspended bool
+	// Annotations are those of the rollout; verbs are among them.
+	Annotations map[string]string
+	// Canary is the canary as it is now; it has no UID while it does not exist.
+	Canary v1alpha1.CanaryRevision
+	// StableReady and CanaryReady are the numbers of ready endpoints.
+	StableReady, CanaryReady int32
+	// Applied are the weights that the API server acknowledged last, nil if none were.
+	Applied *v1alpha1.WeightPair
+	// Evidence is what the analysis says of the weights in force.
+	Evidence Evidence
+}
+
+// Evidence is what the analysis says of the weights in force.
+type Evidence struct {
+	// Result is that of all metrics together; Pass if there are none.
+	Result Result
+	// Why tells in one sentence which metric made the result, unless it is Pass.
+	Why string
+}
+
+// Next returns the state of affairs that follows. It takes one step at most, so that each is on record before anything
+// is done about it, and it returns what it was given if nothing follows. Rules, the first that fits decides:
+//
+//   - Another canary, or another revision of it, begins anew without traffic. Only a rollout that has succeeded does not
+//     mind what becomes of its canary, as long as it is the same InferenceService: that is in production.
+//   - A verb of a person is obeyed.
+//   - A canary that failed is turned back, or held, in every phase that gives it traffic; so is a rollout that is late.
+//   - A suspended rollout takes no step.
+//   - Each phase ends by its own rule.
+func Next(strategy v1alpha1.RolloutStrategy, was v1alpha1.RolloutProgress, facts Facts) v1alpha1.RolloutProgress {
+	m := machine{strategy: strategy, facts: facts, RolloutProgress: *was.DeepCopy()}
+	switch {
+	case m.Attempt == nil:
+		m.begin(v1alpha1.ReasonWaitingForSides)
+	case m.superseded():
+		m.begin(v1alpha1.ReasonSuperseded)
+	default:
+		m.Attempt.Canary = m.seen()
+		if !m.obey() {
+			m.proceed()
+		}
+	}
+	return m.RolloutProgress
+}
+
+// machine works out one step.
+type machine struct {
+	v1alpha1.RolloutProgress
+
+	strategy v1alpha1.RolloutStrategy
+	facts    Facts
+}
+
+// superseded reports whether the canary is not that of the attempt any more.
+func (m *machine) superseded() bool {
+	was, is := m.Attempt.Canary, m.facts.Canary
+	switch {
+	case was.InferenceService != is.InferenceService:
+		return true
+	case m.Phase == v1alpha1.PhaseSucceeded, was.UID == "", is.UID == "":
+		return false
+	default:
+		// A hash of a release that computes it differently does not count: the object would have to be another one, too.
+		return was.UID != is.UID || was.Generation != is.Generation && was.Hash != is.Hash
+	}
+}
+
+// seen is the revision to remember: the last one that was seen, if there is none now.
+func (m *machine) seen() v1alpha1.CanaryRevision {
+	if m.facts.Canary.UID == "" {
+		return m.Attempt.Canary
+	}
+	return m.facts.Canary
+}
+
+// begin starts an attempt, without traffic.
+func (m *machine) begin(reason string) {
+	number := int32(1)
+	if m.Attempt != nil {
+		number = m.Attempt.Number + 1
+	}
+	m.RolloutProgress = v1alpha1.RolloutProgress{
+		Attempt: &v1alpha1.RolloutAttempt{Number: number, Canary: m.facts.Canary},
+		Step:    &v1alpha1.RolloutStepStatus{},
+		Turn:    fmt.Sprintf("%.8s-%d.0", m.facts.Rollout, number),
+		History: m.History,
+	}
+	m.enter(v1alpha1.PhasePending, reason, "The first step waits until both sides have a ready pod.")
+}
+
+// enter changes the phase or the step, which makes it another turn.
+func (m *machine) enter(phase v1alpha1.RolloutPhase, reason, message string) {
+	m.leavePause()
+	attempt, number, _ := strings.Cut(m.Turn, ".")
+	n, _ := strconv.Atoi(number)
+	m.Turn = fmt.Sprintf("%s.%d", attempt, n+1)
+	m.PhaseTime = &metav1.Time{Time: m.facts.Now.Truncate(time.Second)}
+	m.Phase, m.PhaseReason, m.PhaseMessage = phase, reason, message
+}
+
+// leavePause takes the time of a pause off the deadline.
+func (m *machine) leavePause() {
+	if m.Phase == v1alpha1.PhasePaused && m.Attempt.StartTime != nil {
+		m.Attempt.WaitedSeconds += int64(m.since(m.PhaseTime) / time.Second)
+	}
+}
+
+// since is how long ago a moment was, 0 if it has not been.
+func (m *machine) since(moment *metav1.Time) time.Duration {
+	if moment == nil {
+		return 0
+	}
+	return max(0, m.facts.Now.Sub(moment.Time))
+}
+
+// proceed does what time, the sides and the analysis ask for.
+func (m *machine) proceed() {
+	switch m.Phase {
+	case v1alpha1.PhasePending:
+		m.start()
+	case v1alpha1.PhaseProgressing, v1alpha1.PhasePaused, v1alpha1.PhaseHolding, v1alpha1.PhaseBaking:
+		if !m.fails() {
+			m.goOn()
+		}
+	default:
+	}
+}
+
+// start begins the first step, once the route is in place without traffic to the canary.
+func (m *machine) start() {
+	f := m.facts
+	if f.Suspended || f.StableReady <= 0 || f.CanaryReady <= 0 || f.Applied == nil || f.Applied.Canary != 0 {
+		return
+	}
+	m.Attempt.StartTime = &metav1.Time{Time: f.Now.Truncate(time.Second)}
+	m.Attempt.StableReady = f.StableReady
+	m.goTo(0, v1alpha1.ReasonHolding)
+}
+
+// fails turns back, or holds, a canary that failed and a rollout that is late. It reports whether it did.
+func (m *machine) fails() bool {
+	switch {
+	case m.facts.Evidence.Result == ResultFail:
+		return m.fail(v1alpha1.ReasonAnalysisFailed, m.facts.Evidence.Why)
+	case m.late():
+		return m.fail(v1alpha1.ReasonDeadlineExceeded, fmt.Sprintf(
+			"The rollout has taken longer than its progressDeadline of %s.", m.strategy.ProgressDeadline.Duration))
+	default:
+		return false
+	}
+}
+
+func (m *machine) fail(reason, message string) bool {
+	if m.strategy.OnFailure != v1alpha1.OnFailureHold {
+		m.enter(v1alpha1.PhaseRollingBack, reason, message)
+		return true
+	}
+	if m.Phase == v1alpha1.PhaseHolding && m.PhaseReason == reason {
+		return true
+	}
+	m.enter(v1alpha1.PhaseHolding, reason, message)
+	return true
+}
+
+// late reports whether the deadline has passed. It does not run during a pause.
+func (m *machine) late() bool {
+	deadline := m.deadline()
+	return deadline != nil && m.Phase != v1alpha1.PhasePaused && m.facts.Now.After(*deadline)
+}
+
+// deadline is when the rollout will be late, nil for never.
+func (m *machine) deadline() *time.Time {
+	if m.strategy.ProgressDeadline == nil || m.Attempt == nil || m.Attempt.StartTime == nil {
+		return nil
+	}
+	return new(m.Attempt.StartTime.Add(
+		m.strategy.ProgressDeadline.Duration + time.Duration(m.Attempt.WaitedSeconds)*time.Second))
+}
+
+// goOn ends the step or the bake if nothing keeps it.
+func (m *machine) goOn() {
+	step := m.current()
+	switch {
+	case m.Phase == v1alpha1.PhaseHolding:
+		return
+	case m.facts.Suspended:
+		if m.Phase != v1alpha1.PhasePaused {
+			m.enter(v1alpha1.PhasePaused, v1alpha1.ReasonSuspended, "spec.suspend is set; no step is taken until it is false.")
+		}
+	case m.Phase == v1alpha1.PhasePaused:
+		if step == nil || step.Pause == nil || m.PhaseReason == v1alpha1.ReasonSuspended {
+			m.arrive(v1alpha1.ReasonHolding)
+		}
+	case m.Phase == v1alpha1.PhaseBaking:
+		if m.Step.Since != nil && m.since(m.Step.Since) >= m.bake() && m.facts.Evidence.Result != ResultError {
+			m.enter(v1alpha1.PhaseSucceeded, v1alpha1.ReasonStepsDone, "All steps are done.")
+		}
+	case step != nil && step.Pause != nil: // the step has been edited
+		m.arrive(v1alpha1.ReasonHolding)
+	case m.held():
+		m.advance(v1alpha1.ReasonHolding)
+	}
+}
+
+// held reports whether what the step asks for has come about.
+func (m *machine) held() bool {
+	step := m.current()
+	if m.Step.Since == nil || m.facts.Evidence.Result != ResultPass {
+		return false
+	}
+	return step == nil || step.Hold == nil || step.Hold.Duration == nil || m.since(m.Step.Since) >= step.Hold.Duration.Duration
+}
+
+// current is the step that the rollout is at, nil once all are done.
+func (m *machine) current() *v1alpha1.RolloutStep {
+	if m.Step == nil || int(m.Step.Index) >= len(m.strategy.Steps) {
+		return nil
+	}
+	return &m.strategy.Steps[m.Step.Index]
+}
+
+func (m *machine) bake() time.Duration {
+	if m.strategy.Bake == nil {
+		return 0
+	}
+	return m.strategy.Bake.Duration
+}
+
+// advance goes to the next step.
+func (m *machine) advance(reason string) {
+	m.goTo(m.Step.Index+1, reason)
+}
+
+func (m *machine) goTo(index int32, reason string) {
+	m.Step = &v1alpha1.RolloutStepStatus{Index: index}
+	m.arrive(reason)
+}
+
+// arrive enters the phase of the step that the rollout is at.
+func (m *machine) arrive(reason string) {
+	switch step := m.current(); {
+	case step == nil && m.bake() == 0:
+		m.enter(v1alpha1.PhaseSucceeded, v1alpha1.ReasonStepsDone, "All steps are done.")
+	case step == nil:
+		m.enter(v1alpha1.PhaseBaking, v1alpha1.ReasonBaking, fmt.Sprintf("The canary is watched for %s more.", m.bake()))
+	case step.Pause != nil:
+		m.enter(v1alpha1.PhasePaused, v1alpha1.ReasonWaitingForPromotion, fmt.Sprintf(
+			"Step %d of %d is a pause; the verb promote goes on.", m.Step.Index+1, len(m.strategy.Steps)))
+	default:
+		m.enter(v1alpha1.PhaseProgressing, reason, fmt.Sprintf(
+			"Step %d of %d gives the canary %d percent.", m.Step.Index+1, len(m.strategy.Steps), *step.SetPercent))
+	}
+}
+
+// Percent returns the share that a rollout asks for its canary. While it is turned back, that follows from the share
+// that was applied last and from stable's ready endpoints.
+func Percent(
+	strategy v1alpha1.RolloutStrategy, p v1alpha1.RolloutProgress, applied *v1alpha1.WeightPair, stableReady int32, now time.Time,
+) int32 {
+	switch p.Phase {
+	case "", v1alpha1.PhasePending, v1alpha1.PhaseRolledBack:
+		return 0
+	case v1alpha1.PhaseRollingBack:
+		return abortPercent(strategy.Abort, p, applied, stableReady, now)
+	default:
+	}
+	percent := int32(0)
+	for i, step := range strategy.Steps {
+		if p.Step != nil && i <= int(p.Step.Index) && step.SetPercent != nil {
+			percent = *step.SetPercent
+		}
+	}
+	return percent
+}
+
+// maxPeriods is how many periods of weights are remembered.
+const maxPeriods = 20
+
+// Settle records that the API server has acknowledged weights: the step's time begins when they are what the step asks
+// for, and a rollout whose canary has nothing any more is rolled back.
+func Settle(
+	p v1alpha1.RolloutProgress,
+	applied, desired v1alpha1.WeightPair,
+	reason string,
+	now time.Time,
+) v1alpha1.RolloutProgress {
+	if p.Phase == "" {
+		return p
+	}
+	after := *p.DeepCopy()
+	at := &metav1.Time{Time: now.Truncate(time.Second)}
+	last := len(after.History) - 1
+	if last < 0 || after.History[last].Percent != applied.Canary {
+		if last >= 0 {
+			after.History[last].To = at
+		}
+		after.History = append(after.History, v1alpha1.WeightPeriod{Percent: applied.Canary, From: at, Reason: reason})
+		after.History = after.History[max(0, len(after.History)-maxPeriods):]
+	}
+	if after.Step != nil {
+		switch {
+		case applied != desired:
+			after.Step.Since = nil
+		case after.Step.Since == nil:
+			after.Step.Since = at
+		}
+	}
+	if after.Phase == v1alpha1.PhaseRollingBack && applied.Canary == 0 {
+		after.Phase, after.PhaseTime = v1alpha1.PhaseRolledBack, at
+	}
+	return after
+}
+
+// Wake returns after how long a rollout must be looked at again if nothing else happens, 0 for never.
+func Wake(strategy v1alpha1.RolloutStrategy, p v1alpha1.RolloutProgress, now time.Time) time.Duration {
+	m := machine{strategy: strategy, facts: Facts{Now: now}, RolloutProgress: p}
+	wake := time.Duration(0)
+	at := func(moment time.Time) {
+		if wait := moment.Sub(now); wait > 0 && (wake == 0 || wait < wake) {
+			wake = wait
+		}
+	}
+	switch p.Phase {
+	case v1alpha1.PhaseProgressing, v1alpha1.PhaseHolding, v1alpha1.PhaseBaking:
+		if deadline := m.deadline(); deadline != nil {
+			at(deadline.Add(time.Millisecond))
+		}
+	case v1alpha1.PhaseRollingBack:
+		at(p.PhaseTime.Add(abortLimit))
+	default:
+	}
+	if p.Step == nil || p.Step.Since == nil {
+		return wake
+	}
+	switch step := m.current(); {
+	case p.Phase == v1alpha1.PhaseBaking:
+		at(p.Step.Since.Add(m.bake()))
+	case p.Phase == v1alpha1.PhaseProgressing && step != nil && step.Hold != nil && step.Hold.Duration != nil:
+		at(p.Step.Since.Add(step.Hold.Duration.Duration))
+	}
+	return wake
+}
