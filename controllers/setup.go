@@ -7,6 +7,8 @@ package controllers
 import (
 	"crypto/tls"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/discovery"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
@@ -67,6 +70,9 @@ type Options struct {
 	// AllowedImages limits the images that a SidecarPolicy may name; none allows all. One that ends in "/" stands for all
 	// images below it.
 	AllowedImages []string
+	// NativeSidecars says whether the nodes know sidecars among init containers, as Kubernetes 1.29 and later do. When
+	// unset, the version of the API server decides.
+	NativeSidecars *bool
 	// ReadStats asks a memcached instance for its statistics.
 	ReadStats memcached.StatsReader
 }
@@ -93,11 +99,14 @@ func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 	if err := certificate.SetupWithManager(mgr); err != nil {
 		return nil, fmt.Errorf("setting up the webhook's certificate: %w", err)
 	}
-	images := sidecarImages(o)
+	settings, err := sidecarSettings(config, o)
+	if err != nil {
+		return nil, err
+	}
 	mgr.GetWebhookServer().Register(podwebhook.Path, &admission.Webhook{
-		Handler: podwebhook.New(mgr.GetClient(), mgr.GetAPIReader(), admission.NewDecoder(mgr.GetScheme()), images),
+		Handler: podwebhook.New(mgr.GetClient(), mgr.GetAPIReader(), admission.NewDecoder(mgr.GetScheme()), settings),
 	})
-	if err := addControllers(mgr, o); err != nil {
+	if err := addControllers(mgr, o, settings); err != nil {
 		return nil, err
 	}
 	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
@@ -112,12 +121,36 @@ func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 	return mgr, nil
 }
 
-func sidecarImages(o Options) sidecar.Images {
-	return sidecar.Images{Preloader: o.PreloaderImage, FeatureCache: o.FeatureCacheImage, Allowed: o.AllowedImages}
+func sidecarSettings(config *rest.Config, o Options) (sidecar.Settings, error) {
+	settings := sidecar.Settings{
+		Preloader: o.PreloaderImage, FeatureCache: o.FeatureCacheImage, Allowed: o.AllowedImages,
+	}
+	if o.NativeSidecars != nil {
+		settings.PlainSidecars = !*o.NativeSidecars
+		return settings, nil
+	}
+	server, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return settings, fmt.Errorf("making a client for the API server's version: %w", err)
+	}
+	info, err := server.ServerVersion()
+	if err != nil {
+		return settings, fmt.Errorf("asking for the API server's version: %w", err)
+	}
+	settings.PlainSidecars = !knowsNativeSidecars(info.Major, info.Minor)
+	return settings, nil
+}
+
+// knowsNativeSidecars reports whether a Kubernetes of a version, such as 1 and 29+, knows sidecars among init
+// containers. One whose version cannot be read is taken for a new one.
+func knowsNativeSidecars(major, minor string) bool {
+	digits := strings.TrimRightFunc(minor, func(r rune) bool { return r < '0' || r > '9' })
+	n, err := strconv.Atoi(digits)
+	return err != nil || major != "1" || n >= 29
 }
 
 // addControllers registers every controller, each as soon as the kinds that it watches are served.
-func addControllers(mgr ctrl.Manager, o Options) error {
+func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) error {
 	c, clk := mgr.GetClient(), clock.RealClock{}
 	list := []lateController{
 		{
@@ -128,13 +161,20 @@ func addControllers(mgr ctrl.Manager, o Options) error {
 			name:  sidecarpolicy.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: sidecarpolicy.New(
-				c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), sidecarImages(o)).SetupWithManager,
+				c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), settings).SetupWithManager,
 		},
 		{
 			name:  sidecarpolicy.ServicesName,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: sidecarpolicy.NewServiceReconciler(
 				c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
+		},
+		{
+			name:  sidecarpolicy.NodeCacheName,
+			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
+			setup: sidecarpolicy.NewNodeCacheReconciler(
+				c, mgr.GetAPIReader(), mgr.GetEventRecorderFor(sidecarpolicy.NodeCacheName), o.FeatureCacheImage,
+			).SetupWithManager,
 		},
 		{
 			name:  canaryrollout.Name,
@@ -190,6 +230,7 @@ func cacheOptions(namespace string) cache.Options {
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&appsv1.StatefulSet{}:        ours,
+			&appsv1.DaemonSet{}:          ours,
 			&corev1.Service{}:            ours,
 			&corev1.ConfigMap{}:          ours,
 			&discoveryv1.EndpointSlice{}: ours,

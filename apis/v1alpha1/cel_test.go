@@ -190,7 +190,7 @@ var rules = map[string]struct {
 		kind:    "SidecarPolicy",
 		taken:   "preload: {}",
 		refused: "priority: 1",
-		wants:   "a policy needs preload or featureCache",
+		wants:   "a policy needs preload, featureCache, containers",
 	},
 	"priority is bounded": {
 		kind:      "SidecarPolicy",
@@ -209,6 +209,42 @@ var rules = map[string]struct {
 		taken:     "preload: {verify: Require}",
 		refused:   "preload: {verify: Maybe}",
 		wantField: "spec.preload.verify",
+	},
+	"io is known": {
+		kind:      "SidecarPolicy",
+		taken:     "preload: {io: Bounded}",
+		refused:   "preload: {io: Cold}",
+		wantField: "spec.preload.io",
+	},
+	"the mode of a cache is known": {
+		kind:      "SidecarPolicy",
+		taken:     "featureCache: {memcachedRef: {name: a}, mode: Shared}",
+		refused:   "featureCache: {memcachedRef: {name: a}, mode: Cluster}",
+		wantField: "spec.featureCache.mode",
+	},
+	"rollout is known": {
+		kind:      "SidecarPolicy",
+		taken:     "{preload: {}, rollout: Always}",
+		refused:   "{preload: {}, rollout: Never}",
+		wantField: "spec.rollout",
+	},
+	"onMissedInjection is known": {
+		kind:      "SidecarPolicy",
+		taken:     "{preload: {}, onMissedInjection: Restart}",
+		refused:   "{preload: {}, onMissedInjection: Evict}",
+		wantField: "spec.onMissedInjection",
+	},
+	"sidecars are objects": {
+		kind:      "SidecarPolicy",
+		taken:     "containers: [{name: c, image: i}]",
+		refused:   "containers: [c]",
+		wantField: "spec.containers[0]",
+	},
+	"sidecars are not many": {
+		kind:      "SidecarPolicy",
+		taken:     "initContainers: [{}, {}, {}, {}, {}, {}, {}, {}]",
+		refused:   "initContainers: [{}, {}, {}, {}, {}, {}, {}, {}, {}]",
+		wantField: "spec.initContainers",
 	},
 	"an ephemeral volume has its own size": {
 		kind:    "SidecarPolicy",

@@ -16,6 +16,9 @@ const (
 	// ConditionSidecarsIncomplete is True on an InferenceService whose pods do not get all that its annotations and
 	// policies ask for; its message says why. An InferenceService that gets all does not have the condition.
 	ConditionSidecarsIncomplete = "SidecarsIncomplete"
+	// ConditionAccepted is True when the API server has accepted, dry, a pod that a SidecarPolicy equipped. One that is
+	// False takes the policy out of force.
+	ConditionAccepted = "Accepted"
 	// ConditionRolledOut is True when every running pod that a SidecarPolicy equips carries what is asked for now; its
 	// message says what the others wait for.
 	ConditionRolledOut = "RolledOut"
@@ -49,8 +52,12 @@ const (
 	ReasonPolicyNotFound = "PolicyNotFound"
 	// ReasonInvalidPolicy says that a SidecarPolicy that could pick an InferenceService cannot be understood.
 	ReasonInvalidPolicy = "InvalidPolicy"
+	// ReasonWaitingForNodeCaches says that not every node has the feature cache yet that its pods are to share.
+	ReasonWaitingForNodeCaches = "WaitingForNodeCaches"
 	// ReasonNoRoom says that a pod cannot have a sidecar beside what it has already.
 	ReasonNoRoom = "NoRoom"
+	// ReasonAccepted says that the API server accepts pods as a policy has them.
+	ReasonAccepted = "Accepted"
 	// ReasonRolledOut says that every running pod carries what the policies ask for now.
 	ReasonRolledOut = "RolledOut"
 	// ReasonRollingOut says that KServe is replacing pods.

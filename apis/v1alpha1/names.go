@@ -65,3 +65,9 @@ const RingConfigMapKey = "ring.json"
 func RingConfigMapName(memcached string) string {
 	return memcached + "-ring"
 }
+
+// NodeCacheName returns the name of the DaemonSet and the Service of the feature caches of a Memcached that run one a
+// node.
+func NodeCacheName(memcached string) string {
+	return memcached + "-node-cache"
+}

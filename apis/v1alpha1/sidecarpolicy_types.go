@@ -6,11 +6,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 )
 
 // SidecarPolicySpec says which InferenceServices are equipped, and with what.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.preload) || has(self.featureCache)",message="a policy needs preload or featureCache, or it would do nothing"
+// +kubebuilder:validation:XValidation:rule="has(self.preload) || has(self.featureCache) || has(self.containers) || has(self.initContainers) || has(self.volumes) || has(self.env)",message="a policy needs preload, featureCache, containers, initContainers, volumes or env, or it would do nothing"
 type SidecarPolicySpec struct {
 	// selector picks InferenceServices of the policy's namespace by their labels. When empty, it picks all of them.
 	// +optional
@@ -33,8 +34,9 @@ type SidecarPolicySpec struct {
 	// +kubebuilder:validation:MaxItems=2
 	Components []Component `json:"components,omitempty"`
 
-	// priority decides between policies that pick the same InferenceService: for each of preload and featureCache the
-	// policy with the highest priority counts, and of equals the one whose name comes first. 0 to 1000.
+	// priority decides between policies that pick the same InferenceService: for each of preload and featureCache, and for
+	// each name among containers, initContainers, volumes and env, the policy with the highest priority counts, and of
+	// equals the one whose name comes first. 0 to 1000.
 	// +optional
 	// +kubebuilder:default=100
 	// +kubebuilder:validation:Minimum=0
@@ -49,6 +51,47 @@ type SidecarPolicySpec struct {
 	// featureCache gives pods a local address of a Memcached, in the environment variable FEATURE_CACHE_ADDR.
 	// +optional
 	FeatureCache *FeatureCache `json:"featureCache,omitempty"`
+
+	// containers are run beside the model. Each is written as in a pod. One named kserve-container, transformer-container
+	// or worker-container adds env, envFrom and volumeMounts to that of KServe's, and may have nothing else.
+	//
+	// In strings of containers, initContainers, volumes and env, ${isvc.FIELD} stands for a CEL expression over the
+	// InferenceService, such as ${isvc.metadata.name}, and ${modelUri} for the address of its model. Fields that take the
+	// pod nearer to its node are refused: host ports, host paths, privileges and added capabilities. All of it comes into
+	// force once the API server has accepted a pod with it, dry.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:XPreserveUnknownFields
+	Containers []runtime.RawExtension `json:"containers,omitempty"`
+
+	// initContainers are run before the model starts and after it was fetched, in this order. Each is written as in a pod;
+	// with restartPolicy Always it goes on beside the model.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:XPreserveUnknownFields
+	InitContainers []runtime.RawExtension `json:"initContainers,omitempty"`
+
+	// volumes are added to the pod. Each is written as in a pod and is an emptyDir, configMap, secret, downwardAPI,
+	// projected, ephemeral or persistentVolumeClaim.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:XPreserveUnknownFields
+	Volumes []runtime.RawExtension `json:"volumes,omitempty"`
+
+	// env is set in the container of the model or transformer, and in workers of a model that spans nodes, where the
+	// InferenceService does not set a variable of that name itself. Each is written as in a pod.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:XPreserveUnknownFields
+	Env []runtime.RawExtension `json:"env,omitempty"`
 
 	// rollout says what a change of the policy does to pods that run. OnNextRestart leaves them as they are until
 	// something else restarts them. Always has KServe replace them, once for each change, some InferenceServices at a
@@ -122,6 +165,13 @@ type Preload struct {
 	// +kubebuilder:default=Auto
 	Verify VerifyMode `json:"verify,omitempty"`
 
+	// io sets what fetching does with the node's memory. Auto judges by how much of it is left. Warm leaves the model in
+	// the page cache for the model server to read, and fails where the container's limit has no room for it. Bounded
+	// leaves no more behind than fits. Direct passes the page cache by.
+	// +optional
+	// +kubebuilder:default=Auto
+	IO PreloadIO `json:"io,omitempty"`
+
 	// resources are the requests and limits of the container that fetches the model, in place of those that KServe
 	// gives to all. Those that are unset stay KServe's.
 	// +optional
@@ -132,6 +182,24 @@ type Preload struct {
 	// +optional
 	Volume *PreloadVolume `json:"volume,omitempty"`
 }
+
+// PreloadIO sets what fetching does with the node's memory.
+//
+// +enum
+// +kubebuilder:validation:Enum=Auto;Warm;Bounded;Direct
+type PreloadIO string
+
+// Ways to write a model.
+const (
+	// PreloadAuto judges by the memory that is left.
+	PreloadAuto PreloadIO = "Auto"
+	// PreloadWarm leaves the model in the page cache.
+	PreloadWarm PreloadIO = "Warm"
+	// PreloadBounded leaves no more in the page cache than fits.
+	PreloadBounded PreloadIO = "Bounded"
+	// PreloadDirect passes the page cache by.
+	PreloadDirect PreloadIO = "Direct"
+)
 
 // PreloadResources are the requests and limits of the container that fetches the model.
 type PreloadResources struct {
@@ -213,7 +281,28 @@ type FeatureCache struct {
 	// memcachedRef names a Memcached of the policy's namespace.
 	// +required
 	MemcachedRef LocalObjectReference `json:"memcachedRef"`
+
+	// mode says where the feature cache runs. Sidecar puts one into every pod. Shared has one on every node for all pods
+	// there, at the same port, which costs less memory and one hop on the node; an InferenceService that names its cache
+	// by annotation keeps the mode of the policy that picks it.
+	// +optional
+	// +kubebuilder:default=Sidecar
+	Mode FeatureCacheMode `json:"mode,omitempty"`
 }
+
+// FeatureCacheMode says where a feature cache runs.
+//
+// +enum
+// +kubebuilder:validation:Enum=Sidecar;Shared
+type FeatureCacheMode string
+
+// Places of a feature cache.
+const (
+	// FeatureCacheSidecar is every pod.
+	FeatureCacheSidecar FeatureCacheMode = "Sidecar"
+	// FeatureCacheShared is every node.
+	FeatureCacheShared FeatureCacheMode = "Shared"
+)
 
 // LocalObjectReference names an object of the same namespace.
 type LocalObjectReference struct {
@@ -226,7 +315,7 @@ type LocalObjectReference struct {
 
 // SidecarPolicyStatus is what a SidecarPolicy has come to.
 type SidecarPolicyStatus struct {
-	// conditions are Ready, Stalled and RolledOut.
+	// conditions are Ready, Stalled, Accepted and RolledOut.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -309,7 +398,7 @@ const (
 
 // PolicyConflict is a part of a policy that another policy decides.
 type PolicyConflict struct {
-	// part is the field of the spec: preload or featureCache.
+	// part is the field of the spec: preload, featureCache, containers, initContainers, volumes or env.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=64

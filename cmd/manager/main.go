@@ -57,7 +57,7 @@ func run() error {
 func parse() (controllers.Options, zap.Options, error) {
 	o := controllers.Options{ReadStats: memcached.ReadStats}
 	logOptions := zap.Options{TimeEncoder: zapcore.RFC3339NanoTimeEncoder, StacktraceLevel: zapcore.DPanicLevel}
-	var webhookAddress, webhookNames, allowedImages string
+	var webhookAddress, webhookNames, allowedImages, nativeSidecars string
 	flag.StringVar(&o.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of the manager's Secret and Lease")
 	flag.StringVar(&webhookAddress, "webhook-address", ":9443", "host:port where the pod webhook listens")
 	flag.StringVar(&webhookNames, "webhook-names", "",
@@ -74,6 +74,8 @@ func parse() (controllers.Options, zap.Options, error) {
 		"image of the feature cache")
 	flag.StringVar(&allowedImages, "allowed-images", "",
 		"comma-separated images that a SidecarPolicy may name; one that ends in / stands for all below it (default all)")
+	flag.StringVar(&nativeSidecars, "native-sidecars", "auto",
+		"whether nodes know sidecars among init containers: always, never, or auto to go by the API server's version")
 	logOptions.BindFlags(flag.CommandLine)
 	flag.Parse()
 	if o.Namespace == "" {
@@ -91,6 +93,13 @@ func parse() (controllers.Options, zap.Options, error) {
 		webhookNames = "outrigger-webhook." + o.Namespace + ".svc"
 	}
 	o.WebhookNames = strings.Split(webhookNames, ",")
+	switch nativeSidecars {
+	case "auto":
+	case "always", "never":
+		o.NativeSidecars = new(nativeSidecars == "always")
+	default:
+		return o, logOptions, fmt.Errorf("--native-sidecars: %q is none of auto, always and never", nativeSidecars)
+	}
 	if allowedImages != "" {
 		o.AllowedImages = strings.Split(allowedImages, ",")
 	}

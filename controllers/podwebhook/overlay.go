@@ -36,7 +36,8 @@ func overlay(raw []byte, before, after *corev1.Pod) ([]byte, error) {
 	return changed, nil
 }
 
-// merge makes of onto what makes to of from. Lists match by index: whoever changes a pod adds to their end.
+// merge makes of onto what makes to of from. Lists whose items have names match by these, others by index: whoever changes
+// a pod adds to their end.
 func merge(onto, from, to any) any {
 	if reflect.DeepEqual(from, to) {
 		return onto
@@ -63,16 +64,58 @@ func merge(onto, from, to any) any {
 		}
 		return merged
 	case []any:
-		from, isList := from.([]any)
-		list, alsoList := onto.([]any)
-		if !isList || !alsoList || len(list) != len(from) || len(to) < len(from) {
-			return to
-		}
-		for i := range from {
-			list[i] = merge(list[i], from[i], to[i])
-		}
-		return append(list, to[len(from):]...)
+		return mergeList(onto, from, to)
 	default:
 		return to
 	}
+}
+
+func mergeList(onto, from any, to []any) any {
+	before, isList := from.([]any)
+	list, alsoList := onto.([]any)
+	if !isList || !alsoList || len(list) != len(before) || len(to) < len(before) {
+		return to
+	}
+	places, ok := placesByName(before, to)
+	if !ok {
+		return to
+	}
+	merged := make([]any, len(to))
+	for i, at := range places {
+		merged[i] = to[i]
+		if at >= 0 {
+			merged[i] = merge(list[at], before[at], to[i])
+		}
+	}
+	return merged
+}
+
+// placesByName returns for each item of to its place in from, -1 if it is new there. It fails if one of from is gone.
+func placesByName(from, to []any) ([]int, bool) {
+	names := map[string]int{}
+	for i := range from {
+		if name := nameOf(from[i]); name != "" {
+			names[name] = i
+		}
+	}
+	named := len(names) == len(from)
+	places, found := make([]int, len(to)), 0
+	for i := range to {
+		places[i] = i
+		if at, ok := names[nameOf(to[i])]; named && ok {
+			places[i] = at
+		} else if named || i >= len(from) {
+			places[i] = -1
+		}
+		if places[i] >= 0 {
+			found++
+		}
+	}
+	return places, found == len(from)
+}
+
+func nameOf(item any) string {
+	object, _ := item.(map[string]any)
+	name, _ := object["name"].(string)
+	return name
 }

@@ -29,13 +29,14 @@ type Handler struct {
 	reader  client.Reader
 	live    client.Reader
 	decoder admission.Decoder
-	images  sidecar.Images
+	// settings are the administrator's.
+	settings sidecar.Settings
 }
 
 // New returns a Handler that reads InferenceServices and SidecarPolicies from a cache, and an InferenceService that is
 // not there from the API server.
-func New(cache, live client.Reader, decoder admission.Decoder, images sidecar.Images) *Handler {
-	return &Handler{reader: cache, live: live, decoder: decoder, images: images}
+func New(cache, live client.Reader, decoder admission.Decoder, settings sidecar.Settings) *Handler {
+	return &Handler{reader: cache, live: live, decoder: decoder, settings: settings}
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=sidecarpolicies,verbs=get;list;watch
@@ -55,7 +56,7 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 	}
 	decision := sidecar.Resolve(subject, policies.Items)
 	equipped := pod.DeepCopy()
-	problems := slices.Concat(decision.Problems, sidecar.Inject(equipped, decision.Plan, h.images))
+	problems := slices.Concat(decision.Problems, sidecar.Inject(equipped, decision.Plan, h.settings))
 	mutated, err := overlay(request.Object.Raw, &pod, equipped)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)

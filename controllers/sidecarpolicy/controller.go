@@ -11,14 +11,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -41,16 +45,16 @@ type Reconciler struct {
 	live     client.Reader
 	clock    clock.PassiveClock
 	reporter *status.Reporter
-	images   sidecar.Images
+	settings sidecar.Settings
 }
 
-// New returns a Reconciler that holds policies to the images that are allowed, and reads from the API server what it
-// needs but once.
+// New returns a Reconciler that holds policies to the administrator's settings, and reads from the API server what it needs
+// but once.
 func New(
-	c client.Client, live client.Reader, clk clock.PassiveClock, recorder record.EventRecorder, images sidecar.Images,
+	c client.Client, live client.Reader, clk clock.PassiveClock, recorder record.EventRecorder, settings sidecar.Settings,
 ) *Reconciler {
 	return &Reconciler{
-		client: c, live: live, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager), images: images,
+		client: c, live: live, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager), settings: settings,
 	}
 }
 
@@ -69,29 +73,39 @@ func (r *Reconciler) Reconcile(ctx context.Context, policy *v1alpha1.SidecarPoli
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	t := newTally(policy, seen, r.clock.Now())
-	v, err := r.roll(ctx, t.rollout.due)
+	accepted, err := r.accept(ctx, policy)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
 	after := policy.DeepCopy()
-	after.Status = statusFor(policy, seen, t, v)
+	isNews := setAccepted(after, accepted)
+	t := newTally(after, seen.with(after), r.clock.Now())
+	if isNews {
+		t.rollout.postpone() // until the webhook knows
+	}
+	v, err := r.roll(ctx, t.rollout.due)
+	after.Status = statusFor(after, seen, t, v)
 	reported := r.reporter.Report(ctx, policy, after, func(o client.Object) []metav1.Condition {
 		return o.(*v1alpha1.SidecarPolicy).Status.Conditions //nolint:forcetypeassert // Report passes what it was given.
 	})
-	return status.Result(wake(t, v), errors.Join(err, reported))
+	return status.Result(wake(t, v, accepted), errors.Join(err, reported))
 }
 
+// observe reads lists that it shares with the cache: nothing may be changed in them.
 func (r *Reconciler) observe(ctx context.Context, policy *v1alpha1.SidecarPolicy) (observed, error) {
 	here := client.InNamespace(policy.Namespace)
-	seen := observed{memcachedExists: true, images: r.images, pods: map[string][]metav1.ObjectMeta{}}
+	seen := observed{memcachedExists: true, settings: r.settings, pods: map[string][]metav1.ObjectMeta{}}
 	var services kserve.InferenceServiceList
-	if err := r.client.List(ctx, &services, here); err != nil {
+	if err := r.client.List(ctx, &services, here, client.UnsafeDisableDeepCopy); err != nil {
 		return seen, fmt.Errorf("listing InferenceServices: %w", err)
 	}
 	var policies v1alpha1.SidecarPolicyList
-	if err := r.client.List(ctx, &policies, here); err != nil {
+	if err := r.client.List(ctx, &policies, here, client.UnsafeDisableDeepCopy); err != nil {
 		return seen, fmt.Errorf("listing SidecarPolicies: %w", err)
 	}
 	pods := podMetadataList()
-	if err := r.client.List(ctx, pods, here, client.HasLabels{kserve.LabelInferenceService}); err != nil {
+	err := r.client.List(ctx, pods, here, client.HasLabels{kserve.LabelInferenceService}, client.UnsafeDisableDeepCopy)
+	if err != nil {
 		return seen, fmt.Errorf("listing pods: %w", err)
 	}
 	seen.services, seen.policies = services.Items, policies.Items
@@ -107,6 +121,14 @@ func (r *Reconciler) observe(ctx context.Context, policy *v1alpha1.SidecarPolicy
 			return seen, fmt.Errorf("reading Memcached %q: %w", name, err)
 		}
 		seen.memcachedExists = err == nil
+	}
+	if isShared(policy) {
+		set := &appsv1.DaemonSet{}
+		key := client.ObjectKey{Namespace: policy.Namespace, Name: v1alpha1.NodeCacheName(memcachedName(policy))}
+		if err := client.IgnoreNotFound(r.client.Get(ctx, key, set)); err != nil {
+			return seen, fmt.Errorf("reading the feature caches: %w", err)
+		}
+		seen.nodeCaches = nodeCacheCount{ready: set.Status.NumberReady, wanted: set.Status.DesiredNumberScheduled}
 	}
 	return seen, nil
 }
@@ -124,12 +146,51 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	neighbours := handler.EnqueueRequestsFromMapFunc(r.policiesBeside)
 	return builder.ControllerManagedBy(mgr).
 		Named(Name).
-		For(&v1alpha1.SidecarPolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&v1alpha1.SidecarPolicy{}, neighbours, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1alpha1.SidecarPolicy{}, builder.WithPredicates(policyChanged())).
+		Watches(&v1alpha1.SidecarPolicy{}, neighbours, builder.WithPredicates(policyChanged())).
 		Watches(&kserve.InferenceService{}, neighbours, builder.WithPredicates(serviceChanged())).
 		Watches(&v1alpha1.Memcached{}, neighbours, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		WatchesMetadata(podMetadata(), neighbours, builder.WithPredicates(podChanged())).
+		Watches(&appsv1.DaemonSet{}, neighbours, builder.WithPredicates(nodeCachesChanged())).
+		WatchesMetadata(podMetadata(), collected(r.policiesBeside), builder.WithPredicates(podChanged())).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
+}
+
+// podsDelay is how long events of pods are collected: a policy counts all pods of its namespace, and they come in crowds.
+const podsDelay = 500 * time.Millisecond
+
+// collected enqueues what events stand for a little later, once for all that come in between.
+func collected(requests handler.MapFunc) handler.EventHandler {
+	add := func(ctx context.Context, o client.Object, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+		for _, one := range requests(ctx, o) {
+			q.AddAfter(one, podsDelay)
+		}
+	}
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q queue) { add(ctx, e.Object, q) },
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) { add(ctx, e.ObjectNew, q) },
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q queue) { add(ctx, e.Object, q) },
+	}
+}
+
+// policyChanged passes events of policies that can change what is decided by them.
+func policyChanged() predicate.Predicate {
+	accepted := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*v1alpha1.SidecarPolicy)
+		after, alsoOK := e.ObjectNew.(*v1alpha1.SidecarPolicy)
+		return ok && alsoOK && acceptedFor(before) != acceptedFor(after)
+	}}
+	return predicate.Or[client.Object](predicate.GenerationChangedPredicate{}, accepted)
+}
+
+// nodeCachesChanged passes events of feature caches that can change how many nodes have one.
+func nodeCachesChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*appsv1.DaemonSet)
+		after, alsoOK := e.ObjectNew.(*appsv1.DaemonSet)
+		return ok && alsoOK && (before.Status.NumberReady != after.Status.NumberReady ||
+			before.Status.DesiredNumberScheduled != after.Status.DesiredNumberScheduled)
+	}}
 }
 
 // serviceChanged passes events of InferenceServices that can change what is decided about them; KServe writes their

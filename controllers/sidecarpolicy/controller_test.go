@@ -221,10 +221,13 @@ func newWorld(t *testing.T) *faults.World {
 	return faults.NewWorld(t, testcluster.New(t))
 }
 
+// settings are those of the webhook and, but for the images that it allows, of the reconciler.
+var settings = sidecar.Settings{Preloader: "preloader:1", FeatureCache: "outrigger:1"}
+
 func newReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
-	return reconcile.AsReconciler(c, sidecarpolicy.New(c, c, w.Clock, record.NewFakeRecorder(1000), sidecar.Images{
-		Allowed: []string{"registry.example/"},
-	}))
+	limited := settings
+	limited.Allowed = []string{"registry.example/"}
+	return reconcile.AsReconciler(c, sidecarpolicy.New(c, c, w.Clock, record.NewFakeRecorder(1000), limited))
 }
 
 func preloadPolicy() *v1alpha1.SidecarPolicy {

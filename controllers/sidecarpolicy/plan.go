@@ -4,8 +4,10 @@ package sidecarpolicy
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
@@ -24,8 +26,42 @@ type observed struct {
 	pods map[string][]metav1.ObjectMeta
 	// memcachedExists tells whether the Memcached that the policy names exists; true if it names none.
 	memcachedExists bool
-	// images tells which images policies may name.
-	images sidecar.Images
+	// nodeCaches counts the feature caches, one a node, that the policy shares; zero if it shares none, or there are none.
+	nodeCaches nodeCacheCount
+	// settings tell which images policies may name.
+	settings sidecar.Settings
+}
+
+// with returns what was observed, with a policy in the place of the one of its name.
+func (o observed) with(policy *v1alpha1.SidecarPolicy) observed {
+	o.policies = slices.Clone(o.policies)
+	for i := range o.policies {
+		if o.policies[i].Name == policy.Name {
+			o.policies[i] = *policy
+		}
+	}
+	return o
+}
+
+// acceptance is what is known about whether the API server accepts pods as a policy has them.
+type acceptance struct {
+	generation int64
+	status     metav1.ConditionStatus
+}
+
+func acceptedFor(policy *v1alpha1.SidecarPolicy) acceptance {
+	c := meta.FindStatusCondition(policy.Status.Conditions, v1alpha1.ConditionAccepted)
+	if c == nil {
+		return acceptance{}
+	}
+	return acceptance{generation: c.ObservedGeneration, status: c.Status}
+}
+
+// setAccepted writes the condition into a policy, and reports whether it tells the webhook anything new.
+func setAccepted(policy *v1alpha1.SidecarPolicy, c status.Condition) bool {
+	before := acceptedFor(policy)
+	status.Set(&policy.Status.Conditions, policy.Generation, c)
+	return acceptedFor(policy) != before && sidecar.CanBreakPods(&policy.Spec)
 }
 
 // maxListed bounds the lists in a status.
@@ -46,7 +82,7 @@ func statusFor(policy *v1alpha1.SidecarPolicy, seen observed, t tally, v verdict
 	if err == nil && v.reason == v1alpha1.ReasonTrialRefused && !isQuota(v.message) {
 		err = status.Stalledf(v.reason, "%s", trialMessage(v))
 	}
-	status.Set(&s.Conditions, policy.Generation, append(conditions(err), rolledOut(t, v))...)
+	status.Set(&s.Conditions, policy.Generation, append(conditions(policy, seen, err), rolledOut(t, v))...)
 	return s
 }
 
@@ -95,32 +131,52 @@ func defect(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error) err
 	if invalid := checkCondition(policy); invalid != nil {
 		return status.Stalledf(v1alpha1.ReasonRefused, "spec.condition: %v.", invalid)
 	}
+	if c := meta.FindStatusCondition(policy.Status.Conditions, v1alpha1.ConditionAccepted); c != nil &&
+		c.Status == metav1.ConditionFalse {
+		return status.Stalledf(c.Reason, "The policy is not in force: %s", c.Message)
+	}
 	if evaluation != nil {
 		return status.Stalledf(v1alpha1.ReasonRefused, "%v.", evaluation)
 	}
 	if p := policy.Spec.Preload; p != nil {
-		if refused := seen.images.CheckAllowed(p.Image); refused != nil {
+		if refused := seen.settings.CheckAllowed(p.Image); refused != nil {
 			return status.Stalledf(v1alpha1.ReasonRefused, "spec.preload.image: %v; the manager's own is used.", refused)
 		}
 	}
 	return nil
 }
 
-func conditions(err error) []status.Condition {
+func conditions(policy *v1alpha1.SidecarPolicy, seen observed, err error) []status.Condition {
 	ready := status.Condition{
 		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady,
 		Message: "New pods of the picked InferenceServices are equipped.",
 	}
 	stalled := status.StalledCondition(err)
-	if err != nil {
+	switch c := seen.nodeCaches; {
+	case err != nil:
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, stalled.Reason, stalled.Message
+	case isShared(policy) && (c.ready < c.wanted || c.wanted == 0):
+		ready.Status, ready.Reason = metav1.ConditionFalse, v1alpha1.ReasonWaitingForNodeCaches
+		ready.Message = fmt.Sprintf("%d of %d nodes have the feature cache that their pods share; "+
+			"`kubectl get daemonset %s` tells more.", c.ready, c.wanted, v1alpha1.NodeCacheName(memcachedName(policy)))
 	}
 	return []status.Condition{ready, stalled}
 }
 
+// nodeCacheCount counts nodes that have a feature cache.
+type nodeCacheCount struct{ ready, wanted int32 }
+
+// isShared reports whether a policy has the pods of a node share a feature cache.
+func isShared(policy *v1alpha1.SidecarPolicy) bool {
+	return policy.Spec.FeatureCache != nil && policy.Spec.FeatureCache.Mode == v1alpha1.FeatureCacheShared
+}
+
 // wake returns when to look again if nothing happens before, 0 for never.
-func wake(t tally, v verdict) time.Duration {
+func wake(t tally, v verdict, accepted status.Condition) time.Duration {
 	var d time.Duration
+	if accepted.Reason == v1alpha1.ReasonTrialRefused {
+		d = trialAgain
+	}
 	switch v.reason {
 	case v1alpha1.ReasonTrialRefused:
 		d = trialAgain

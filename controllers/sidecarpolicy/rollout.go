@@ -62,16 +62,25 @@ type rollout struct {
 
 // add finds out what the pods of a group that are behind wait for.
 func (r *rollout) add(policy *v1alpha1.SidecarPolicy, g group, now time.Time) {
-	behind := toReplace(policy, g)
-	if len(behind) == 0 || g.service.DeletionTimestamp != nil {
+	if g.service.DeletionTimestamp != nil {
 		return
 	}
-	// What a policy that cannot be understood asks for is not known; without it the plan may be nobody's wish.
-	for _, p := range g.decision.Problems {
-		if p.Reason == v1alpha1.ReasonInvalidPolicy {
-			r.held = p.Message
+	if replaces := policy.Spec.Rollout == v1alpha1.RolloutAlways && len(g.outdated) > 0 ||
+		policy.Spec.OnMissedInjection == v1alpha1.MissedRestart && len(g.missed) > 0; replaces {
+		// What a policy that cannot be understood asks for is not known; without it the plan may be nobody's wish.
+		for _, p := range g.decision.Problems {
+			if p.Reason != v1alpha1.ReasonInvalidPolicy {
+				continue
+			}
+			if r.held == "" || p.Message < r.held { // lists come in any order
+				r.held = p.Message
+			}
 			return
 		}
+	}
+	behind := toReplace(policy, g)
+	if len(behind) == 0 {
+		return
 	}
 	value, at := nextRollout(kserve.RolloutOf(g.service, g.component), g.decision.Plan.Hash(), behind)
 	switch {
@@ -164,6 +173,12 @@ func (r *rollout) limit(matched int32) {
 	room := min(len(r.due), max(0, 1+int(matched)/10-len(r.rolling)))
 	r.waiting += len(r.due) - room
 	r.due = r.due[:room]
+}
+
+// postpone has the restarts that are due wait for the next look.
+func (r *rollout) postpone() {
+	r.waiting += len(r.due)
+	r.due = nil
 }
 
 func byAge(a, b metav1.ObjectMeta) int {

@@ -123,17 +123,19 @@ func TestAPolicyReachesPodsThatRunAlready(t *testing.T) {
 	wantCounts(t, r.World, 1, 1, 0)
 }
 
+// TestAPolicyThatWouldBreakPodsIsNotRolledOut: one pod has no room for what the policy adds, which only its trial shows.
 func TestAPolicyThatWouldBreakPodsIsNotRolledOut(t *testing.T) {
 	r := newRolloutWorld(t)
 	do(t, r.World, create(rolling(preloadPolicy())), create(inferenceService("a", nil)), create(inferenceService("b", nil)))
 	r.rest(t)
 	do(t, r.World, change(name, func(p *v1alpha1.SidecarPolicy) {
-		p.Spec.Preload.Resources = &v1alpha1.PreloadResources{
-			Requests: corev1.ResourceList{"no-such-thing": resource.MustParse("1")},
-		}
+		p.Spec.Containers = raw(
+			`{"name": "reader", "image": "registry.example/r", "volumeMounts": [{"name": "no-such-thing", "mountPath": "/v"}]}`,
+		)
 	}))
 	r.rest(t)
 	r.wantReplaced(t, map[string]int{"a": 0, "b": 0})
+	wantCondition(t, r.World, v1alpha1.ConditionAccepted, metav1.ConditionTrue, v1alpha1.ReasonAccepted)
 	wantCondition(t, r.World, v1alpha1.ConditionRolledOut, metav1.ConditionFalse, v1alpha1.ReasonTrialRefused)
 	wantCondition(t, r.World, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonTrialRefused)
 	c := meta.FindStatusCondition(get(t, r.World).Status.Conditions, v1alpha1.ConditionRolledOut)
@@ -143,10 +145,41 @@ func TestAPolicyThatWouldBreakPodsIsNotRolledOut(t *testing.T) {
 	if after := r.round(t); after == 0 {
 		t.Error("a trial that was refused is not repeated")
 	}
-	do(t, r.World, change(name, func(p *v1alpha1.SidecarPolicy) { p.Spec.Preload.Resources.Requests = nil }))
+	do(t, r.World, change(name, func(p *v1alpha1.SidecarPolicy) {
+		p.Spec.Containers = raw(`{"name": "reader", "image": "registry.example/r"}`)
+	}))
 	r.rest(t)
+	r.wantReplaced(t, map[string]int{"a": 1, "b": 1})
 	wantCondition(t, r.World, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
 	wantCondition(t, r.World, v1alpha1.ConditionRolledOut, metav1.ConditionTrue, v1alpha1.ReasonRolledOut)
+}
+
+// TestAQuotaThatIsUsedUpHoldsRestarts: it says nothing about the policy.
+func TestAQuotaThatIsUsedUpHoldsRestarts(t *testing.T) {
+	r := newRolloutWorld(t)
+	do(t, r.World, create(rolling(preloadPolicy())), create(inferenceService("a", nil)))
+	r.rest(t)
+	full := corev1.ResourceList{corev1.ResourcePods: resource.MustParse("1")}
+	quota := &corev1.ResourceQuota{
+		ObjectMeta: metav1.ObjectMeta{Namespace: r.Namespace, Name: "full"}, Spec: corev1.ResourceQuotaSpec{Hard: full},
+	}
+	do(t, r.World, func(ctx context.Context, w *faults.World) error {
+		if err := w.Client.Create(ctx, quota); err != nil {
+			return err
+		}
+		quota.Status = corev1.ResourceQuotaStatus{Hard: full, Used: full} // as kube-controller-manager does
+		return w.Client.Status().Update(ctx, quota)
+	})
+	eventually(t, "the quota to be enforced", func(ctx context.Context) bool {
+		probe := modelPod("probe", "probe", "")
+		probe.Namespace = r.Namespace
+		return r.Client.Create(ctx, probe, client.DryRunAll) != nil
+	})
+	do(t, r.World, change(name, func(p *v1alpha1.SidecarPolicy) { p.Spec.Preload.Verify = v1alpha1.VerifyRequire }))
+	r.rest(t)
+	r.wantReplaced(t, map[string]int{"a": 0})
+	wantCondition(t, r.World, v1alpha1.ConditionRolledOut, metav1.ConditionFalse, v1alpha1.ReasonTrialRefused)
+	wantCondition(t, r.World, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
 }
 
 func TestNothingIsRolledOutWhileTheWebhookIsAway(t *testing.T) {
@@ -278,7 +311,7 @@ func TestAnUpgradeReplacesNoPod(t *testing.T) {
 	r.rest(t)
 	r.newReconciler = func(w *faults.World) reconcile.Reconciler {
 		return reconcile.AsReconciler(w.Client, sidecarpolicy.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000),
-			sidecar.Images{Preloader: "preloader:2", FeatureCache: "outrigger:2"}))
+			sidecar.Settings{Preloader: "preloader:2", FeatureCache: "outrigger:2"}))
 	}
 	r.rest(t)
 	r.wantReplaced(t, map[string]int{"a": 0})
@@ -513,8 +546,7 @@ func serveWebhook(t *testing.T, cluster *testcluster.Cluster) {
 	t.Helper()
 	webhookOnce.Do(func() {
 		server := httptest.NewUnstartedServer(&admission.Webhook{
-			Handler: podwebhook.New(cluster.Client, cluster.Client, admission.NewDecoder(cluster.Client.Scheme()),
-				sidecar.Images{Preloader: "preloader:1", FeatureCache: "outrigger:1"}),
+			Handler: podwebhook.New(cluster.Client, cluster.Client, admission.NewDecoder(cluster.Client.Scheme()), settings),
 		})
 		server.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 		server.StartTLS() // as long as the API server, which ends with the test binary

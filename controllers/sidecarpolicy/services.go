@@ -57,16 +57,18 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, isvc *kserve.Inferenc
 	return status.Result(0, r.report(ctx, isvc, warningFor(isvc, seen)))
 }
 
+// observe reads lists that it shares with the cache: nothing may be changed in them.
 func (r *ServiceReconciler) observe(ctx context.Context, isvc *kserve.InferenceService) (around, error) {
 	here := client.InNamespace(isvc.Namespace)
 	var seen around
 	var policies v1alpha1.SidecarPolicyList
-	if err := r.client.List(ctx, &policies, here); err != nil {
+	if err := r.client.List(ctx, &policies, here, client.UnsafeDisableDeepCopy); err != nil {
 		return seen, fmt.Errorf("listing SidecarPolicies: %w", err)
 	}
 	seen.policies = policies.Items
 	pods := podMetadataList()
-	if err := r.client.List(ctx, pods, here, client.MatchingLabels{kserve.LabelInferenceService: isvc.Name}); err != nil {
+	ofService := client.MatchingLabels{kserve.LabelInferenceService: isvc.Name}
+	if err := r.client.List(ctx, pods, here, ofService, client.UnsafeDisableDeepCopy); err != nil {
 		return seen, fmt.Errorf("listing pods: %w", err)
 	}
 	for i := range pods.Items {
@@ -112,14 +114,13 @@ func (r *ServiceReconciler) report(ctx context.Context, isvc *kserve.InferenceSe
 // SetupWithManager registers the controller and its watches.
 func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	beside := handler.EnqueueRequestsFromMapFunc(r.servicesBeside)
-	generation := builder.WithPredicates(predicate.GenerationChangedPredicate{})
 	return builder.ControllerManagedBy(mgr).
 		Named(ServicesName).
 		For(&kserve.InferenceService{}, builder.WithPredicates(predicate.Or[client.Object](
 			serviceChanged(), predicate.NewPredicateFuncs(hasWarning),
 		))).
-		Watches(&v1alpha1.SidecarPolicy{}, beside, generation).
-		Watches(&v1alpha1.Memcached{}, beside, generation).
+		Watches(&v1alpha1.SidecarPolicy{}, beside, builder.WithPredicates(policyChanged())).
+		Watches(&v1alpha1.Memcached{}, beside, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(podMetadata(), handler.EnqueueRequestsFromMapFunc(serviceOf), builder.WithPredicates(podChanged())).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
 }

@@ -30,8 +30,10 @@ type tally struct {
 	rollout                             rollout
 	// conflicts counts InferenceServices by part and policy.
 	conflicts map[v1alpha1.PolicyConflict]int32
-	// err is why the policy's condition could not be evaluated for an InferenceService.
-	err error
+	// err is why the policy could not be followed for an InferenceService, of several that whose name comes first: lists
+	// come in any order, and the status must not change with it.
+	err    error
+	errFor string
 }
 
 // newTally counts all InferenceServices that a policy picks.
@@ -57,11 +59,8 @@ func (t *tally) add(service *kserve.InferenceService, seen observed) {
 	isPicked := false
 	overruled := map[v1alpha1.PolicyConflict]bool{}
 	for _, component := range t.policy.Spec.Components {
-		subject := sidecar.SubjectOf(service, component)
-		if err := sidecar.Evaluate(t.policy, subject); err != nil && t.err == nil {
-			t.err = fmt.Errorf("spec.condition: on InferenceService %q: %w", service.Name, err)
-		}
-		decision := sidecar.Resolve(subject, seen.policies)
+		decision := sidecar.Resolve(sidecar.SubjectOf(service, component), seen.policies)
+		t.addProblems(service.Name, decision, seen.settings)
 		if !slices.ContainsFunc(decision.Picked, func(p v1alpha1.SidecarPolicy) bool { return p.Name == t.policy.Name }) {
 			continue
 		}
@@ -76,6 +75,28 @@ func (t *tally) add(service *kserve.InferenceService, seen observed) {
 	}
 	for c := range overruled {
 		t.conflicts[c]++
+	}
+}
+
+// addProblems keeps what is wrong with the policy for an InferenceService.
+func (t *tally) addProblems(service string, d sidecar.Decision, settings sidecar.Settings) {
+	if t.err != nil && t.errFor <= service {
+		return
+	}
+	for _, p := range d.Problems {
+		if p.Policy == t.policy.Name {
+			t.err, t.errFor = fmt.Errorf("on InferenceService %q: %s", service, p.Message), service
+			return
+		}
+	}
+	for i := range d.Plan.Sidecars {
+		s := &d.Plan.Sidecars[i]
+		if s.Policy != t.policy.Name {
+			continue
+		}
+		if err := s.CheckImages(settings); err != nil {
+			t.err, t.errFor = fmt.Errorf("on InferenceService %q: %w", service, err), service
+		}
 	}
 }
 
@@ -131,29 +152,22 @@ func bounded[T any](list []T) []T {
 func conflictsIn(
 	policy *v1alpha1.SidecarPolicy, picked []v1alpha1.SidecarPolicy, component v1alpha1.Component,
 ) []v1alpha1.PolicyConflict {
+	open := sidecar.Claims(&policy.Spec)
 	var conflicts []v1alpha1.PolicyConflict
-	for _, part := range []struct {
-		name string
-		of   func(*v1alpha1.SidecarPolicySpec) any
-	}{
-		{"featureCache", func(s *v1alpha1.SidecarPolicySpec) any { return s.FeatureCache }},
-		{"preload", func(s *v1alpha1.SidecarPolicySpec) any { return s.Preload }},
-	} {
-		if reflect.ValueOf(part.of(&policy.Spec)).IsNil() {
+	for i := range picked {
+		other := &picked[i]
+		if other.Name == policy.Name {
+			break
+		}
+		if !slices.Contains(other.Spec.Components, component) {
 			continue
 		}
-		for i := range picked {
-			other := &picked[i]
-			if other.Name == policy.Name {
-				break
+		for key, theirs := range sidecar.Claims(&other.Spec) {
+			ours, ok := open[key]
+			if ok && !reflect.DeepEqual(ours.Value, theirs.Value) {
+				conflicts = append(conflicts, v1alpha1.PolicyConflict{Part: ours.Part, Policy: other.Name})
 			}
-			if !slices.Contains(other.Spec.Components, component) || reflect.ValueOf(part.of(&other.Spec)).IsNil() {
-				continue
-			}
-			if !reflect.DeepEqual(part.of(&other.Spec), part.of(&policy.Spec)) {
-				conflicts = append(conflicts, v1alpha1.PolicyConflict{Part: part.name, Policy: other.Name})
-			}
-			break // the first that has the part decides it
+			delete(open, key) // the first that has it decides it
 		}
 	}
 	return conflicts

@@ -12,13 +12,56 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
+	"serverless.xyz/outrigger/controllers/internal/status"
 )
+
+// accept finds out, once for each generation of a policy, whether the API server accepts pods as the policy has them.
+// What it refuses is tried again at every look.
+func (r *Reconciler) accept(ctx context.Context, policy *v1alpha1.SidecarPolicy) (status.Condition, error) {
+	c := status.Condition{
+		Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAccepted,
+		Message: "The API server accepts pods as the policy has them.",
+	}
+	have := meta.FindStatusCondition(policy.Status.Conditions, v1alpha1.ConditionAccepted)
+	isKnown := have != nil && have.ObservedGeneration == policy.Generation && have.Status == metav1.ConditionTrue
+	if isKnown || !sidecar.CanBreakPods(&policy.Spec) {
+		return c, nil
+	}
+	plain, equipped, invalid := sidecar.Trial(policy, r.settings)
+	if invalid != nil {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonRefused, invalid.Error()+"."
+		return c, nil //nolint:nilerr // what is wrong with the policy is no failure of ours.
+	}
+	refused, err := r.refused(ctx, equipped)
+	if err != nil || refused == "" || isQuota(refused) { // quotas are asked last, when all others have accepted it
+		return c, err
+	}
+	if other, err := r.refused(ctx, plain); err != nil || other != "" {
+		return c, err // it is not the policy that is refused
+	}
+	c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonTrialRefused, refused+"."
+	return c, nil
+}
+
+// refused makes a pod, dry, and returns the API server's words if it will not have it.
+func (r *Reconciler) refused(ctx context.Context, pod *corev1.Pod) (string, error) {
+	err := r.client.Create(ctx, pod, client.DryRunAll, client.FieldOwner(fieldManager))
+	if refusal(err) {
+		return err.Error(), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("trying a pod: %w", err)
+	}
+	return "", nil
+}
 
 // verdict is what came of the restarts that were due.
 type verdict struct {
@@ -89,12 +132,12 @@ func (r *Reconciler) try(ctx context.Context, one *roll) (reason, message string
 		return "", "", fmt.Errorf("reading ReplicaSet %q: %w", owner.Name, err)
 	}
 	pod := trialPod(&replicas, one.value)
-	err = r.client.Create(ctx, pod, client.DryRunAll, client.FieldOwner(fieldManager))
+	message, err = r.refused(ctx, pod)
 	switch {
-	case refusal(err):
-		return v1alpha1.ReasonTrialRefused, err.Error(), nil
 	case err != nil:
-		return "", "", fmt.Errorf("trying a pod of InferenceService %q: %w", one.service.Name, err)
+		return "", "", err
+	case message != "":
+		return v1alpha1.ReasonTrialRefused, message, nil
 	case pod.Annotations[v1alpha1.AnnotationInjected] != one.decision.Plan.Hash():
 		return v1alpha1.ReasonWaitingForWebhook, "a trial pod came back without what it is to carry: " +
 			"the webhook does not answer yet, or does not know the policy yet", nil

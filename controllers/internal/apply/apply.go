@@ -52,12 +52,19 @@ func (e *TakenError) Error() string {
 // Applier writes objects on behalf of one controller.
 type Applier struct {
 	client  client.Client
+	live    client.Reader
 	manager client.FieldOwner
 }
 
 // New returns an Applier that writes under the given field manager, which must stay the same over releases.
 func New(c client.Client, fieldManager string) *Applier {
-	return &Applier{client: c, manager: client.FieldOwner(fieldManager)}
+	return &Applier{client: c, live: c, manager: client.FieldOwner(fieldManager)}
+}
+
+// Reading returns an Applier that asks live, too, before it makes an object that its client does not find: a cache that
+// holds only Outrigger's objects knows nothing of somebody else's by the same name.
+func (a *Applier) Reading(live client.Reader) *Applier {
+	return &Applier{client: a.client, live: live, manager: a.manager}
 }
 
 // Apply makes the live object carry every field of desired, a typed apply configuration or an unstructured object, with
@@ -68,7 +75,10 @@ func (a *Applier) Apply(ctx context.Context, owner client.Object, desired any) (
 	if err != nil {
 		return false, err
 	}
-	live, err := a.get(ctx, want)
+	live, err := a.get(ctx, a.client, want)
+	if live == nil && err == nil && a.live != client.Reader(a.client) {
+		live, err = a.get(ctx, a.live, want)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -137,7 +147,9 @@ func (a *Applier) complete(owner client.Object, desired any) (*unstructured.Unst
 
 // get reads the live object, typed where the scheme knows the kind, so that it comes from the same informer as the
 // controllers' own reads. It returns nil if there is none.
-func (a *Applier) get(ctx context.Context, want *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+func (a *Applier) get(
+	ctx context.Context, from client.Reader, want *unstructured.Unstructured,
+) (*unstructured.Unstructured, error) {
 	gvk := want.GroupVersionKind()
 	var into client.Object = &unstructured.Unstructured{}
 	if a.client.Scheme().Recognizes(gvk) {
@@ -149,7 +161,7 @@ func (a *Applier) get(ctx context.Context, want *unstructured.Unstructured) (*un
 	} else {
 		into.GetObjectKind().SetGroupVersionKind(gvk)
 	}
-	err := a.client.Get(ctx, client.ObjectKeyFromObject(want), into)
+	err := from.Get(ctx, client.ObjectKeyFromObject(want), into)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}

@@ -28,6 +28,12 @@ const (
 	ContainerStorageInitializer = constants.StorageInitializerContainerName
 )
 
+// ReservedContainers are those that KServe or Knative put into pods beside the ones above.
+var ReservedContainers = []string{
+	ContainerStorageInitializer, constants.QueueProxyContainerName, constants.AgentContainerName,
+	constants.ModelcarContainerName, constants.ModelcarInitContainerName,
+}
+
 // LabelInferenceService is on every pod of an InferenceService and holds its name.
 var LabelInferenceService = constants.InferenceServicePodLabelKey
 

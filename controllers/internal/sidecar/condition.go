@@ -16,18 +16,22 @@ import (
 const (
 	// variable is the name of the InferenceService in an expression.
 	variable = "isvc"
+	// modelVariable is the name of the address of its model.
+	modelVariable = "modelUri"
 	// costLimit bounds the evaluation of one expression, in CEL's units: some ten milliseconds.
 	costLimit = 100_000
 	// maxPrograms bounds how many compiled expressions are kept.
 	maxPrograms = 4096
 )
 
-// language is the CEL of the API server with one variable. Making it takes milliseconds, so it is made once, when the
+// language is the CEL of the API server with two variables. Making it takes milliseconds, so it is made once, when the
 // first expression is met.
 var language = sync.OnceValues(func() (*cel.Env, error) {
 	set, err := environment.MustBaseEnvSet(environment.DefaultCompatibilityVersion(), true).Extend(environment.VersionedOptions{
 		IntroducedVersion: environment.DefaultCompatibilityVersion(),
-		EnvOptions:        []cel.EnvOption{cel.Variable(variable, cel.DynType)},
+		EnvOptions: []cel.EnvOption{
+			cel.Variable(variable, cel.DynType), cel.Variable(modelVariable, cel.StringType),
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("making the CEL environment: %w", err)
@@ -94,12 +98,12 @@ func CheckCondition(text string) error {
 }
 
 // holds evaluates a condition. A field that the object does not have makes it false, and is no error.
-func holds(text string, object map[string]any) (bool, error) {
+func holds(text string, object map[string]any, modelURI string) (bool, error) {
 	program, err := compile(text, cel.BoolType)
 	if err != nil {
 		return false, err
 	}
-	value, _, err := program.Eval(map[string]any{variable: object})
+	value, _, err := program.Eval(map[string]any{variable: object, modelVariable: modelURI})
 	if err != nil {
 		if strings.HasPrefix(err.Error(), "no such key") {
 			return false, nil

@@ -14,25 +14,49 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
-	"serverless.xyz/outrigger/controllers/internal/kserve"
 )
 
 const (
-	// featureCachePort is where the feature cache listens, on the loopback address of the pod only.
-	featureCachePort int32 = 11211
-	// featureCacheProbePort serves the feature cache's metrics and probes.
-	featureCacheProbePort int32 = 9151
+	// FeatureCachePort is where a feature cache listens, one of a pod's own on the loopback address only.
+	FeatureCachePort int32 = 11211
+	// FeatureCacheProbePort serves a feature cache's metrics and probes.
+	FeatureCacheProbePort int32 = 9151
+	// RingDir is where the ring is mounted in a feature cache's container.
+	RingDir = "/etc/outrigger/ring"
 	// featureCacheUser is the user of the feature cache's image.
 	featureCacheUser int64 = 65532
 	ringVolume             = "outrigger-ring"
-	ringDir                = "/etc/outrigger/ring"
 )
 
-// noRoomForFeatureCache tells why a pod cannot have the feature cache, or "".
+// connectFeatureCache tells the model where its feature cache listens, and adds one to the pod unless it shares that of
+// the node. It returns why it did neither, or "".
+func connectFeatureCache(pod *corev1.Pod, cache FeatureCache, settings Settings) string {
+	host := "127.0.0.1"
+	if cache.Shared {
+		if pod.Spec.HostNetwork && pod.Spec.DNSPolicy != corev1.DNSClusterFirstWithHostNet {
+			return "the pod uses its node's network and names, and cannot find the shared feature cache by its name; set " +
+				"dnsPolicy ClusterFirstWithHostNet, or it gets none"
+		}
+		host = v1alpha1.NodeCacheName(cache.Memcached) + "." + pod.Namespace + ".svc"
+	} else {
+		if problem := noRoomForFeatureCache(pod); problem != "" {
+			return problem
+		}
+		addFeatureCache(pod, cache, settings)
+	}
+	for i := range pod.Spec.Containers {
+		if c := &pod.Spec.Containers[i]; slices.Contains(addable, c.Name) {
+			setEnv(c, v1alpha1.EnvFeatureCacheAddr, net.JoinHostPort(host, portText(FeatureCachePort)))
+		}
+	}
+	return ""
+}
+
+// noRoomForFeatureCache tells why a pod cannot have a feature cache of its own, or "".
 func noRoomForFeatureCache(pod *corev1.Pod) string {
 	if pod.Spec.HostNetwork {
 		return fmt.Sprintf("the pod uses its node's network, where the ports %d and %d of a feature cache may be taken; "+
-			"it gets none", featureCachePort, featureCacheProbePort)
+			"it gets none", FeatureCachePort, FeatureCacheProbePort)
 	}
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 		if c.Name == v1alpha1.ContainerFeatureCache {
@@ -42,7 +66,7 @@ func noRoomForFeatureCache(pod *corev1.Pod) string {
 			continue
 		}
 		for _, port := range c.Ports {
-			if port.ContainerPort == featureCachePort || port.ContainerPort == featureCacheProbePort {
+			if port.ContainerPort == FeatureCachePort || port.ContainerPort == FeatureCacheProbePort {
 				return fmt.Sprintf("container %s listens on port %d, which the feature cache needs; it gets none",
 					c.Name, port.ContainerPort)
 			}
@@ -51,28 +75,25 @@ func noRoomForFeatureCache(pod *corev1.Pod) string {
 	return ""
 }
 
-// injectFeatureCache adds the feature cache as a native sidecar, so that it is up before the model and goes after it,
-// and tells the model where it listens.
-func injectFeatureCache(pod *corev1.Pod, cache FeatureCache, image string) {
-	sidecar := featureCacheContainer(pod, image)
-	if at := slices.IndexFunc(pod.Spec.InitContainers, named(sidecar.Name)); at >= 0 {
+// addFeatureCache adds a feature cache to the pod: as a native sidecar, so that it is up before the model and goes after
+// it, or beside the model where the cluster knows no such thing.
+func addFeatureCache(pod *corev1.Pod, cache FeatureCache, settings Settings) {
+	sidecar := featureCacheContainer(pod, settings.FeatureCache)
+	into := &pod.Spec.InitContainers
+	if settings.PlainSidecars {
+		sidecar.RestartPolicy, into = nil, &pod.Spec.Containers
+	}
+	if at := slices.IndexFunc(*into, named(sidecar.Name)); at >= 0 {
 		// Admission fills in defaults and others may have added mounts; only what tells our plans apart is renewed.
-		pod.Spec.InitContainers[at].Image = sidecar.Image
+		(*into)[at].Image = sidecar.Image
 	} else {
-		pod.Spec.InitContainers = append(pod.Spec.InitContainers, sidecar)
+		*into = append(*into, sidecar)
 	}
 	volume := ringConfigVolume(cache.Memcached)
 	if at := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == ringVolume }); at >= 0 {
 		pod.Spec.Volumes[at] = keepDefaults(pod.Spec.Volumes[at], volume)
 	} else {
 		pod.Spec.Volumes = append(pod.Spec.Volumes, volume)
-	}
-	for i := range pod.Spec.Containers {
-		c := &pod.Spec.Containers[i]
-		switch c.Name {
-		case kserve.ContainerPredictor, kserve.ContainerTransformer, kserve.ContainerWorker:
-			setEnv(c, v1alpha1.EnvFeatureCacheAddr, net.JoinHostPort("127.0.0.1", portText(featureCachePort)))
-		}
 	}
 }
 
@@ -91,16 +112,16 @@ func featureCacheContainer(pod *corev1.Pod, image string) corev1.Container {
 		// The image is the manager's, too.
 		Command: []string{"/featurecache"},
 		Args: []string{
-			"--listen=127.0.0.1:" + portText(featureCachePort),
-			"--ring-file=" + path.Join(ringDir, v1alpha1.RingConfigMapKey),
-			"--metrics-address=:" + portText(featureCacheProbePort),
+			"--listen=127.0.0.1:" + portText(FeatureCachePort),
+			"--ring-file=" + path.Join(RingDir, v1alpha1.RingConfigMapKey),
+			"--metrics-address=:" + portText(FeatureCacheProbePort),
 		},
 		Ports: []corev1.ContainerPort{{
-			Name: "cache-metrics", ContainerPort: featureCacheProbePort, Protocol: corev1.ProtocolTCP,
+			Name: "cache-metrics", ContainerPort: FeatureCacheProbePort, Protocol: corev1.ProtocolTCP,
 		}},
 		StartupProbe: &corev1.Probe{
 			ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
-				Path: "/healthz", Port: intstr.FromInt32(featureCacheProbePort),
+				Path: "/healthz", Port: intstr.FromInt32(FeatureCacheProbePort),
 			}},
 			PeriodSeconds:    1,
 			FailureThreshold: 30,
@@ -114,7 +135,7 @@ func featureCacheContainer(pod *corev1.Pod, image string) corev1.Container {
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
-		VolumeMounts: []corev1.VolumeMount{{Name: ringVolume, MountPath: ringDir, ReadOnly: true}},
+		VolumeMounts: []corev1.VolumeMount{{Name: ringVolume, MountPath: RingDir, ReadOnly: true}},
 	}
 }
 

@@ -3,6 +3,7 @@
 package sidecar
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,65 +15,84 @@ import (
 	"serverless.xyz/outrigger/controllers/internal/kserve"
 )
 
-// Images are the images that are used where a plan names none.
-type Images struct {
-	// Preloader and FeatureCache are image references.
+// Settings are what the administrator has chosen for all policies.
+type Settings struct {
+	// Preloader and FeatureCache are the images that are used where a plan names none.
 	Preloader, FeatureCache string
 	// Allowed limits the images that policies may name: each is an image, or ends in "/" and stands for all images
 	// below it. An empty list allows all.
 	Allowed []string
+	// PlainSidecars is for clusters that know no sidecars among init containers: Kubernetes before 1.29.
+	PlainSidecars bool
 }
 
 // CheckAllowed returns an error if policies may not name an image.
-func (i Images) CheckAllowed(image string) error {
-	if image == "" || len(i.Allowed) == 0 || slices.ContainsFunc(i.Allowed, func(allowed string) bool {
+func (s Settings) CheckAllowed(image string) error {
+	if image == "" || len(s.Allowed) == 0 || slices.ContainsFunc(s.Allowed, func(allowed string) bool {
 		return image == allowed || strings.HasSuffix(allowed, "/") && strings.HasPrefix(image, allowed)
 	}) {
 		return nil
 	}
-	return fmt.Errorf("image %q is none that the administrator allows: %s", image, strings.Join(i.Allowed, ", "))
+	return fmt.Errorf("image %q is none that the administrator allows: %s", image, strings.Join(s.Allowed, ", "))
 }
 
 const (
 	envVerify = "PRELOADER_VERIFY"
+	envIO     = "PRELOADER_IO"
 	s3Scheme  = "s3://"
 )
 
 // Inject writes a plan into a pod. Doing it again changes nothing, and it may be done before or after KServe's webhook:
 // what is not there yet is equipped when the webhook is called again. Everything else in the pod stays as it is. What
-// the pod leaves no room for is not written, and reported: it would keep the pod from starting. The report is also put on the pod, for those who come later.
-func Inject(pod *corev1.Pod, plan Plan, images Images) []Problem {
+// the pod leaves no room for is not written, and reported: it would keep the pod from starting. The report is also put
+// on the pod, for those who come later.
+func Inject(pod *corev1.Pod, plan Plan, settings Settings) []Problem {
 	if plan.IsZero() {
 		return nil
 	}
 	var problems []Problem
+	var written []Part
 	if plan.Preload != nil {
 		preload := *plan.Preload
-		if err := images.CheckAllowed(preload.Image); err != nil {
+		if err := settings.CheckAllowed(preload.Image); err != nil {
 			problems = append(problems, Problem{
 				Reason: v1alpha1.ReasonInvalidPolicy, Message: err.Error() + "; the manager's own is used",
 			})
 			preload.Image = ""
 		}
-		injectPreload(pod, preload, images.Preloader)
+		injectPreload(pod, preload, settings.Preloader)
+		written = append(written, PartPreload)
 	}
 	if plan.FeatureCache != nil {
-		if problem := noRoomForFeatureCache(pod); problem != "" {
+		if problem := connectFeatureCache(pod, *plan.FeatureCache, settings); problem != "" {
 			problems = append(problems, Problem{Reason: v1alpha1.ReasonNoRoom, Message: problem})
 		} else {
-			injectFeatureCache(pod, *plan.FeatureCache, images.FeatureCache)
+			written = append(written, PartFeatureCache)
 		}
 	}
+	for i := range plan.Sidecars {
+		if problem := injectSidecars(pod, &plan.Sidecars[i], settings); problem != nil {
+			problems = append(problems, *problem)
+		} else {
+			written = append(written, partSidecars(plan.Sidecars[i].Policy))
+		}
+	}
+	note(pod, plan, written, problems)
+	return problems
+}
+
+// note writes on a pod what was done to it.
+func note(pod *corev1.Pod, plan Plan, written []Part, problems []Problem) {
 	pod.Annotations = maps.Clone(pod.Annotations)
 	if pod.Annotations == nil {
 		pod.Annotations = map[string]string{}
 	}
 	pod.Annotations[v1alpha1.AnnotationInjected] = plan.Hash()
-	pod.Annotations[v1alpha1.AnnotationInjectedParts] = plan.partsText()
+	pod.Annotations[v1alpha1.AnnotationInjectedParts] = plan.partsText(written)
+	delete(pod.Annotations, v1alpha1.AnnotationProblems)
 	if text := Join(problems); text != "" {
 		pod.Annotations[v1alpha1.AnnotationProblems] = text
 	}
-	return problems
 }
 
 // injectPreload puts the preloader into KServe's own init container. Its name and arguments stay: KServe tells by the
@@ -91,6 +111,9 @@ func injectPreload(pod *corev1.Pod, preload Preload, image string) {
 		}
 		equipStorage(pod, c, preload)
 		setEnv(c, envVerify, strings.ToLower(string(preload.Verify)))
+		if preload.IO != "" {
+			setEnv(c, envIO, strings.ToLower(string(preload.IO)))
+		}
 	}
 }
 
@@ -132,6 +155,9 @@ func setEnv(c *corev1.Container, name, value string) {
 func named(name string) func(corev1.Container) bool {
 	return func(c corev1.Container) bool { return c.Name == name }
 }
+
+// errorOf makes an error of problems.
+func errorOf(problems []Problem) error { return errors.New(Join(problems)) }
 
 // Join makes one text of problems, or "" of none.
 func Join(problems []Problem) string {

@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	images = sidecar.Images{Preloader: "registry.example/preloader:1", FeatureCache: "registry.example/outrigger:1"}
+	images = sidecar.Settings{Preloader: "registry.example/preloader:1", FeatureCache: "registry.example/outrigger:1"}
 	both   = sidecar.Plan{
 		Preload:      &sidecar.Preload{Verify: v1alpha1.VerifyRequire},
 		FeatureCache: &sidecar.FeatureCache{Memcached: "features"},
@@ -288,10 +288,10 @@ func TestImagesThatAreAllowed(t *testing.T) {
 		"x/registry.example/team/p:1":      false,
 		"registry.example/team/deep/p@sha": true,
 	} {
-		if err := (sidecar.Images{Allowed: allowed}).CheckAllowed(image); (err == nil) != want {
+		if err := (sidecar.Settings{Allowed: allowed}).CheckAllowed(image); (err == nil) != want {
 			t.Errorf("image %q: %v, want allowed %v", image, err, want)
 		}
-		if err := (sidecar.Images{}).CheckAllowed(image); err != nil {
+		if err := (sidecar.Settings{}).CheckAllowed(image); err != nil {
 			t.Errorf("image %q, and no list: %v", image, err)
 		}
 		pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
@@ -332,5 +332,93 @@ func TestInjectOfNothing(t *testing.T) {
 	sidecar.Inject(pod, sidecar.Plan{}, images)
 	if diff := cmp.Diff(before, pod); diff != "" {
 		t.Errorf("the pod was changed (-before +after):\n%s", diff)
+	}
+}
+
+func TestASharedFeatureCacheIsConnected(t *testing.T) {
+	shared := sidecar.Plan{FeatureCache: &sidecar.FeatureCache{Memcached: "features", Shared: true}}
+	pod := modelPod()
+	pod.Namespace = "models"
+	before := pod.DeepCopy()
+	if problems := sidecar.Inject(pod, shared, images); problems != nil {
+		t.Errorf("problems %v", problems)
+	}
+	model := container(t, pod, "kserve-container")
+	if got := env(model, "FEATURE_CACHE_ADDR"); got != "features-node-cache.models.svc:11211" {
+		t.Errorf("FEATURE_CACHE_ADDR %q", got)
+	}
+	model.Env = before.Spec.Containers[0].Env
+	if diff := cmp.Diff(before.Spec, pod.Spec); diff != "" {
+		t.Errorf("the rest of the pod was changed (-before +after):\n%s", diff)
+	}
+	if !shared.FeatureCache.Carries(pod.Annotations) {
+		t.Error("the pod does not say which cache it uses")
+	}
+	if own := (sidecar.FeatureCache{Memcached: "features"}); own.Carries(pod.Annotations) {
+		t.Error("the pod says that it has a cache of its own")
+	}
+
+	// A port that is taken matters only to a cache of the pod's own; the node's names do matter.
+	pod = modelPod()
+	pod.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 11211}}
+	if problems := sidecar.Inject(pod, shared, images); problems != nil {
+		t.Errorf("problems %v", problems)
+	}
+	pod = modelPod()
+	pod.Spec.HostNetwork = true
+	if problems := sidecar.Inject(pod, shared, images); len(problems) != 1 {
+		t.Errorf("problems %v, want one", problems)
+	}
+	pod.Spec.DNSPolicy = corev1.DNSClusterFirstWithHostNet
+	if problems := sidecar.Inject(pod, shared, images); problems != nil {
+		t.Errorf("problems %v", problems)
+	}
+}
+
+// TestPlainSidecars: a cluster that knows no sidecars among init containers would wait for their end.
+func TestPlainSidecars(t *testing.T) {
+	old := images
+	old.PlainSidecars = true
+	plan := planOf(t, policy("a", cache("features"), accepted(metav1.ConditionTrue),
+		adds(t, `initContainers: [{name: goes-on, image: own, restartPolicy: Always}, {name: ends, image: own}]`)))
+	pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
+	sidecar.Inject(pod, plan, old)
+	names := func(list []corev1.Container) (names []string) {
+		for i := range list {
+			if list[i].RestartPolicy != nil {
+				t.Errorf("container %s has a restartPolicy", list[i].Name)
+			}
+			names = append(names, list[i].Name)
+		}
+		return names
+	}
+	if diff := cmp.Diff(
+		[]string{"kserve-container", "helper", "feature-cache", "goes-on"},
+		names(pod.Spec.Containers),
+	); diff != "" {
+		t.Errorf("containers (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"prepare", "storage-initializer", "ends"}, names(pod.Spec.InitContainers)); diff != "" {
+		t.Errorf("init containers (-want +got):\n%s", diff)
+	}
+	settled := pod.DeepCopy()
+	sidecar.Inject(pod, plan, old)
+	if diff := cmp.Diff(settled, pod); diff != "" {
+		t.Errorf("calling again changed the pod (-before +after):\n%s", diff)
+	}
+}
+
+func TestPreloadIO(t *testing.T) {
+	for mode, want := range map[v1alpha1.PreloadIO]string{
+		"": "", v1alpha1.PreloadAuto: "", v1alpha1.PreloadWarm: "warm", v1alpha1.PreloadBounded: "bounded",
+		v1alpha1.PreloadDirect: "direct",
+	} {
+		p := policy("a", preload("", v1alpha1.VerifyAuto))
+		p.Spec.Preload.IO = mode
+		pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
+		sidecar.Inject(pod, planOf(t, p), images)
+		if got := env(container(t, pod, "storage-initializer"), "PRELOADER_IO"); got != want {
+			t.Errorf("io %q came to PRELOADER_IO %q, want %q", mode, got, want)
+		}
 	}
 }

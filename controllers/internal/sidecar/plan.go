@@ -23,6 +23,8 @@ type Problem struct {
 	Reason string
 	// Message is a sentence without its full stop; it names the annotation, field or container, and the mend.
 	Message string
+	// Policy is the SidecarPolicy that cannot be understood, "" if the problem is another.
+	Policy string
 }
 
 // Plan says what a pod gets. The zero Plan is nothing.
@@ -31,6 +33,8 @@ type Plan struct {
 	Preload *Preload `json:"preload,omitempty"`
 	// FeatureCache is the cache to connect; nil connects none.
 	FeatureCache *FeatureCache `json:"featureCache,omitempty"`
+	// Sidecars are what policies add, those that decide first coming first.
+	Sidecars []Sidecars `json:"sidecars,omitempty"`
 }
 
 // Preload says how the model is fetched.
@@ -39,6 +43,8 @@ type Preload struct {
 	Image string `json:"image,omitempty"`
 	// Verify is how much proof of integrity is needed.
 	Verify v1alpha1.VerifyMode `json:"verify"`
+	// IO is what fetching does with the node's memory; empty for Auto.
+	IO v1alpha1.PreloadIO `json:"io,omitempty"`
 	// Resources are set over KServe's; nil leaves those.
 	Resources *v1alpha1.PreloadResources `json:"resources,omitempty"`
 	// Volume is where the model goes; nil leaves KServe's emptyDir.
@@ -49,12 +55,20 @@ type Preload struct {
 type FeatureCache struct {
 	// Memcached is the name of the Memcached in the pod's namespace.
 	Memcached string `json:"memcached"`
+	// Shared is true for the one that runs on the pod's node, false for one of the pod's own.
+	Shared bool `json:"shared,omitempty"`
+}
+
+// Carries reports whether a pod with these annotations was connected to just this cache.
+func (c FeatureCache) Carries(annotations map[string]string) bool {
+	return slices.Contains(strings.Split(annotations[v1alpha1.AnnotationInjectedParts], ","),
+		carriedText(PartFeatureCache, hashOf(&c)))
 }
 
 // IsZero reports whether the plan asks for nothing.
-func (p Plan) IsZero() bool { return p.Preload == nil && p.FeatureCache == nil }
+func (p Plan) IsZero() bool { return p.Preload == nil && p.FeatureCache == nil && len(p.Sidecars) == 0 }
 
-// Part is a part of a plan, by the name of the field of a policy that asks for it.
+// Part is a part of a plan: the name of the field of a policy that asks for it, or that of a policy that adds sidecars.
 type Part string
 
 // Parts of a plan.
@@ -73,6 +87,9 @@ func (p Plan) Parts() map[Part]string {
 	}
 	if p.FeatureCache != nil {
 		parts[PartFeatureCache] = hashOf(p.FeatureCache)
+	}
+	for i := range p.Sidecars {
+		parts[partSidecars(p.Sidecars[i].Policy)] = hashOf(&p.Sidecars[i])
 	}
 	return parts
 }
@@ -93,11 +110,13 @@ func (p Plan) Lacking(annotations map[string]string) []Part {
 	return lacking
 }
 
-// partsText is the value of AnnotationInjectedParts for the plan.
-func (p Plan) partsText() string {
+// partsText is the value of AnnotationInjectedParts for those parts of the plan that were written into a pod.
+func (p Plan) partsText(written []Part) string {
 	var list []string
 	for part, hash := range p.Parts() {
-		list = append(list, carriedText(part, hash))
+		if slices.Contains(written, part) {
+			list = append(list, carriedText(part, hash))
+		}
 	}
 	slices.Sort(list)
 	return strings.Join(list, ",")

@@ -92,6 +92,13 @@ func TestResolve(t *testing.T) {
 			annotations: map[string]string{cacheKey: "none"},
 			policies:    []v1alpha1.SidecarPolicy{policy("a", cache("features"))},
 		},
+		"the annotation's cache keeps the mode of the policy": {
+			annotations: map[string]string{cacheKey: "own"},
+			policies: []v1alpha1.SidecarPolicy{policy("a", cache("features"), func(p *v1alpha1.SidecarPolicy) {
+				p.Spec.FeatureCache.Mode = v1alpha1.FeatureCacheShared
+			})},
+			want: sidecar.Plan{FeatureCache: &sidecar.FeatureCache{Memcached: "own", Shared: true}},
+		},
 		"the annotation's cache wins over a policy's": {
 			annotations: map[string]string{cacheKey: "own"},
 			policies:    []v1alpha1.SidecarPolicy{policy("a", cache("features"))},

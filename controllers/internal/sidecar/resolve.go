@@ -4,10 +4,12 @@ package sidecar
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -37,24 +39,69 @@ func Resolve(subject Subject, policies []v1alpha1.SidecarPolicy) Decision {
 	}
 	d.Picked, d.Problems = Picked(subject, policies)
 	for i := range d.Picked {
-		spec := &d.Picked[i].Spec
-		if !slices.Contains(spec.Components, subject.Component) {
-			continue
-		}
-		if d.Plan.Preload == nil && spec.Preload != nil {
-			d.Plan.Preload, d.By[PartPreload] = preloadOf(spec.Preload), d.Picked[i].Name
-		}
-		if d.Plan.FeatureCache == nil && spec.FeatureCache != nil {
-			d.Plan.FeatureCache = &FeatureCache{Memcached: spec.FeatureCache.MemcachedRef.Name}
-			d.By[PartFeatureCache] = d.Picked[i].Name
+		if slices.Contains(d.Picked[i].Spec.Components, subject.Component) {
+			d.follow(&d.Picked[i], subject)
 		}
 	}
 	d.override(subject.Annotations)
 	return d
 }
 
+// follow adds to the plan what no policy before this one has decided. One that the API server has refused is not
+// followed at all; what its author made up himself, only when the API server has accepted it.
+func (d *Decision) follow(policy *v1alpha1.SidecarPolicy, subject Subject) {
+	spec := &policy.Spec
+	accepted := meta.FindStatusCondition(policy.Status.Conditions, v1alpha1.ConditionAccepted)
+	if accepted != nil && accepted.ObservedGeneration != policy.Generation {
+		accepted = nil
+	}
+	if accepted != nil && accepted.Status == metav1.ConditionFalse {
+		d.Problems = append(d.Problems, invalidPolicy(policy, errors.New("the API server refuses pods as it has them")))
+		return
+	}
+	if d.Plan.Preload == nil && spec.Preload != nil {
+		d.Plan.Preload, d.By[PartPreload] = preloadOf(spec.Preload), policy.Name
+	}
+	if d.Plan.FeatureCache == nil && spec.FeatureCache != nil {
+		d.Plan.FeatureCache = featureCacheOf(spec.FeatureCache)
+		d.By[PartFeatureCache] = policy.Name
+	}
+	if !HasSidecars(spec) {
+		return
+	}
+	if accepted == nil {
+		d.Problems = append(d.Problems, invalidPolicy(policy,
+			errors.New("its containers, volumes and variables wait until the API server has accepted a pod with them")))
+		return
+	}
+	s, err := sidecarsOf(policy, subject)
+	if err != nil {
+		d.Problems = append(d.Problems, invalidPolicy(policy, err))
+		return
+	}
+	if s.without(d.Plan.Sidecars) {
+		d.Plan.Sidecars = append(d.Plan.Sidecars, *s)
+		d.By[partSidecars(policy.Name)] = policy.Name
+	}
+}
+
+func invalidPolicy(policy *v1alpha1.SidecarPolicy, err error) Problem {
+	return Problem{
+		Reason: v1alpha1.ReasonInvalidPolicy, Policy: policy.Name,
+		Message: fmt.Sprintf("SidecarPolicy %s: %v", policy.Name, err),
+	}
+}
+
 func preloadOf(spec *v1alpha1.Preload) *Preload {
-	return &Preload{Image: spec.Image, Verify: spec.Verify, Resources: spec.Resources, Volume: spec.Volume}
+	p := &Preload{Image: spec.Image, Verify: spec.Verify, Resources: spec.Resources, Volume: spec.Volume}
+	if spec.IO != v1alpha1.PreloadAuto {
+		p.IO = spec.IO
+	}
+	return p
+}
+
+func featureCacheOf(spec *v1alpha1.FeatureCache) *FeatureCache {
+	return &FeatureCache{Memcached: spec.MemcachedRef.Name, Shared: spec.Mode == v1alpha1.FeatureCacheShared}
 }
 
 // override applies the annotations that speak of single features.
@@ -80,7 +127,9 @@ func (d *Decision) override(annotations map[string]string) {
 		d.Problems = append(d.Problems,
 			invalidAnnotation(v1alpha1.AnnotationFeatureCache, value, "not the name of a Memcached"))
 	default:
-		d.Plan.FeatureCache = &FeatureCache{Memcached: value}
+		d.Plan.FeatureCache = &FeatureCache{
+			Memcached: value, Shared: d.Plan.FeatureCache != nil && d.Plan.FeatureCache.Shared,
+		}
 		delete(d.By, PartFeatureCache)
 	}
 	d.Problems = append(d.Problems, unknownAnnotations(annotations)...)
@@ -141,10 +190,7 @@ func Picked(subject Subject, policies []v1alpha1.SidecarPolicy) ([]v1alpha1.Side
 	for i := range policies {
 		ok, err := selects(&policies[i], subject)
 		if err != nil {
-			problems = append(problems, Problem{
-				Reason:  v1alpha1.ReasonInvalidPolicy,
-				Message: fmt.Sprintf("SidecarPolicy %s: %v", policies[i].Name, err),
-			})
+			problems = append(problems, invalidPolicy(&policies[i], err))
 		}
 		if ok {
 			picked = append(picked, policies[i])
@@ -188,18 +234,9 @@ func selects(policy *v1alpha1.SidecarPolicy, subject Subject) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	ok, err := holds(policy.Spec.Condition, object)
+	ok, err := holds(policy.Spec.Condition, object, subject.ModelURI)
 	if err != nil {
 		return false, fmt.Errorf("spec.condition: %w", err)
 	}
 	return ok, nil
-}
-
-// Evaluate returns why a policy's condition cannot be evaluated for a subject that its selector picks, or nil.
-func Evaluate(policy *v1alpha1.SidecarPolicy, subject Subject) error {
-	if policy.Spec.Condition == "" {
-		return nil
-	}
-	_, err := selects(policy, subject)
-	return err
 }

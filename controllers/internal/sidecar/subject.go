@@ -13,6 +13,8 @@ import (
 type Subject struct {
 	// Labels and Annotations are those of the InferenceService.
 	Labels, Annotations map[string]string
+	// ModelURI is the address of the component's first model, "" if the InferenceService itself does not give one.
+	ModelURI string
 	// Component is the component; pods of one that no policy can name get nothing.
 	Component v1alpha1.Component
 	// Object returns the InferenceService as JSON for CEL expressions. It is called only if there are any; nil means
@@ -22,8 +24,12 @@ type Subject struct {
 
 // SubjectOf returns the pods of a component of an InferenceService, which must not be changed afterwards.
 func SubjectOf(isvc *kserve.InferenceService, component v1alpha1.Component) Subject {
+	var uri string
+	if uris := kserve.StorageURIs(isvc, component); len(uris) > 0 {
+		uri = uris[0]
+	}
 	return Subject{
-		Labels: isvc.Labels, Annotations: kserve.AnnotationsOf(isvc, component), Component: component,
+		ModelURI: uri, Labels: isvc.Labels, Annotations: kserve.AnnotationsOf(isvc, component), Component: component,
 		Object: sync.OnceValues(func() (map[string]any, error) { return kserve.Content(isvc) }),
 	}
 }

@@ -2,6 +2,10 @@
 
 package v1alpha1
 
+import (
+	apisv1alpha1 "serverless.xyz/outrigger/apis/v1alpha1"
+)
+
 // FeatureCacheApplyConfiguration represents a declarative configuration of the FeatureCache type for use
 // with apply.
 //
@@ -9,6 +13,10 @@ package v1alpha1
 type FeatureCacheApplyConfiguration struct {
 	// memcachedRef names a Memcached of the policy's namespace.
 	MemcachedRef *LocalObjectReferenceApplyConfiguration `json:"memcachedRef,omitempty"`
+	// mode says where the feature cache runs. Sidecar puts one into every pod. Shared has one on every node for all pods
+	// there, at the same port, which costs less memory and one hop on the node; an InferenceService that names its cache
+	// by annotation keeps the mode of the policy that picks it.
+	Mode *apisv1alpha1.FeatureCacheMode `json:"mode,omitempty"`
 }
 
 // FeatureCacheApplyConfiguration constructs a declarative configuration of the FeatureCache type for use with
@@ -22,5 +30,13 @@ func FeatureCache() *FeatureCacheApplyConfiguration {
 // If called multiple times, the MemcachedRef field is set to the value of the last call.
 func (b *FeatureCacheApplyConfiguration) WithMemcachedRef(value *LocalObjectReferenceApplyConfiguration) *FeatureCacheApplyConfiguration {
 	b.MemcachedRef = value
+	return b
+}
+
+// WithMode sets the Mode field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Mode field is set to the value of the last call.
+func (b *FeatureCacheApplyConfiguration) WithMode(value apisv1alpha1.FeatureCacheMode) *FeatureCacheApplyConfiguration {
+	b.Mode = &value
 	return b
 }

@@ -7,7 +7,7 @@ package v1alpha1
 //
 // PolicyConflict is a part of a policy that another policy decides.
 type PolicyConflictApplyConfiguration struct {
-	// part is the field of the spec: preload or featureCache.
+	// part is the field of the spec: preload, featureCache, containers, initContainers, volumes or env.
 	Part *string `json:"part,omitempty"`
 	// policy is the SidecarPolicy that decides: its priority is higher, or equal and its name comes first.
 	Policy *string `json:"policy,omitempty"`

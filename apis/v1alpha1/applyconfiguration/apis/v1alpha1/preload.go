@@ -16,6 +16,10 @@ type PreloadApplyConfiguration struct {
 	// verify sets how much proof of integrity a fetched file needs. Auto takes the best that the store offers,
 	// Require fails the pod when the store offers no checksum, Off checks sizes only.
 	Verify *apisv1alpha1.VerifyMode `json:"verify,omitempty"`
+	// io sets what fetching does with the node's memory. Auto judges by how much of it is left. Warm leaves the model in
+	// the page cache for the model server to read, and fails where the container's limit has no room for it. Bounded
+	// leaves no more behind than fits. Direct passes the page cache by.
+	IO *apisv1alpha1.PreloadIO `json:"io,omitempty"`
 	// resources are the requests and limits of the container that fetches the model, in place of those that KServe
 	// gives to all. Those that are unset stay KServe's.
 	Resources *PreloadResourcesApplyConfiguration `json:"resources,omitempty"`
@@ -43,6 +47,14 @@ func (b *PreloadApplyConfiguration) WithImage(value string) *PreloadApplyConfigu
 // If called multiple times, the Verify field is set to the value of the last call.
 func (b *PreloadApplyConfiguration) WithVerify(value apisv1alpha1.VerifyMode) *PreloadApplyConfiguration {
 	b.Verify = &value
+	return b
+}
+
+// WithIO sets the IO field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the IO field is set to the value of the last call.
+func (b *PreloadApplyConfiguration) WithIO(value apisv1alpha1.PreloadIO) *PreloadApplyConfiguration {
+	b.IO = &value
 	return b
 }
 

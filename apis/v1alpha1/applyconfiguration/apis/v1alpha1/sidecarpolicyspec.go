@@ -3,6 +3,7 @@
 package v1alpha1
 
 import (
+	runtime "k8s.io/apimachinery/pkg/runtime"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 	apisv1alpha1 "serverless.xyz/outrigger/apis/v1alpha1"
 )
@@ -20,14 +21,32 @@ type SidecarPolicySpecApplyConfiguration struct {
 	Condition *string `json:"condition,omitempty"`
 	// components are the parts of an InferenceService whose pods are equipped.
 	Components []apisv1alpha1.Component `json:"components,omitempty"`
-	// priority decides between policies that pick the same InferenceService: for each of preload and featureCache the
-	// policy with the highest priority counts, and of equals the one whose name comes first. 0 to 1000.
+	// priority decides between policies that pick the same InferenceService: for each of preload and featureCache, and for
+	// each name among containers, initContainers, volumes and env, the policy with the highest priority counts, and of
+	// equals the one whose name comes first. 0 to 1000.
 	Priority *int32 `json:"priority,omitempty"`
 	// preload has models with an s3:// address fetched by Outrigger's preloader in place of KServe's
 	// storage-initializer. Other addresses are left to KServe.
 	Preload *PreloadApplyConfiguration `json:"preload,omitempty"`
 	// featureCache gives pods a local address of a Memcached, in the environment variable FEATURE_CACHE_ADDR.
 	FeatureCache *FeatureCacheApplyConfiguration `json:"featureCache,omitempty"`
+	// containers are run beside the model. Each is written as in a pod. One named kserve-container, transformer-container
+	// or worker-container adds env, envFrom and volumeMounts to that of KServe's, and may have nothing else.
+	//
+	// In strings of containers, initContainers, volumes and env, ${isvc.FIELD} stands for a CEL expression over the
+	// InferenceService, such as ${isvc.metadata.name}, and ${modelUri} for the address of its model. Fields that take the
+	// pod nearer to its node are refused: host ports, host paths, privileges and added capabilities. All of it comes into
+	// force once the API server has accepted a pod with it, dry.
+	Containers []runtime.RawExtension `json:"containers,omitempty"`
+	// initContainers are run before the model starts and after it was fetched, in this order. Each is written as in a pod;
+	// with restartPolicy Always it goes on beside the model.
+	InitContainers []runtime.RawExtension `json:"initContainers,omitempty"`
+	// volumes are added to the pod. Each is written as in a pod and is an emptyDir, configMap, secret, downwardAPI,
+	// projected, ephemeral or persistentVolumeClaim.
+	Volumes []runtime.RawExtension `json:"volumes,omitempty"`
+	// env is set in the container of the model or transformer, and in workers of a model that spans nodes, where the
+	// InferenceService does not set a variable of that name itself. Each is written as in a pod.
+	Env []runtime.RawExtension `json:"env,omitempty"`
 	// rollout says what a change of the policy does to pods that run. OnNextRestart leaves them as they are until
 	// something else restarts them. Always has KServe replace them, once for each change, some InferenceServices at a
 	// time (a tenth of those picked, and one), after the API server has accepted a trial pod of each. What is taken out
@@ -92,6 +111,46 @@ func (b *SidecarPolicySpecApplyConfiguration) WithPreload(value *PreloadApplyCon
 // If called multiple times, the FeatureCache field is set to the value of the last call.
 func (b *SidecarPolicySpecApplyConfiguration) WithFeatureCache(value *FeatureCacheApplyConfiguration) *SidecarPolicySpecApplyConfiguration {
 	b.FeatureCache = value
+	return b
+}
+
+// WithContainers adds the given value to the Containers field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Containers field.
+func (b *SidecarPolicySpecApplyConfiguration) WithContainers(values ...runtime.RawExtension) *SidecarPolicySpecApplyConfiguration {
+	for i := range values {
+		b.Containers = append(b.Containers, values[i])
+	}
+	return b
+}
+
+// WithInitContainers adds the given value to the InitContainers field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the InitContainers field.
+func (b *SidecarPolicySpecApplyConfiguration) WithInitContainers(values ...runtime.RawExtension) *SidecarPolicySpecApplyConfiguration {
+	for i := range values {
+		b.InitContainers = append(b.InitContainers, values[i])
+	}
+	return b
+}
+
+// WithVolumes adds the given value to the Volumes field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Volumes field.
+func (b *SidecarPolicySpecApplyConfiguration) WithVolumes(values ...runtime.RawExtension) *SidecarPolicySpecApplyConfiguration {
+	for i := range values {
+		b.Volumes = append(b.Volumes, values[i])
+	}
+	return b
+}
+
+// WithEnv adds the given value to the Env field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Env field.
+func (b *SidecarPolicySpecApplyConfiguration) WithEnv(values ...runtime.RawExtension) *SidecarPolicySpecApplyConfiguration {
+	for i := range values {
+		b.Env = append(b.Env, values[i])
+	}
 	return b
 }
 

@@ -12,7 +12,7 @@ import (
 //
 // SidecarPolicyStatus is what a SidecarPolicy has come to.
 type SidecarPolicyStatusApplyConfiguration struct {
-	// conditions are Ready, Stalled and RolledOut.
+	// conditions are Ready, Stalled, Accepted and RolledOut.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
