@@ -8,12 +8,12 @@ SHELL := /bin/bash
 BIN := bin
 GO ?= go
 TOOL := $(GO) tool -modfile=go.tools.mod
-PROGRAMS := manager featurecache preloader
+PROGRAMS := manager featurecache preloader preloader-gpu
 
 # Debian packages: servers that tests run, and what a node needs to run pods.
-PACKAGES_TEST := memcached nutcracker prometheus python3 python3-pymemcache python3-venv
+PACKAGES_TEST := gcc libc6-dev memcached nutcracker prometheus python3 python3-pymemcache python3-venv
 PACKAGES_GENERATE := protobuf-compiler
-PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iproute2 socat libseccomp-dev pkg-config gcc libc6-dev
+PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iproute2 socat libseccomp-dev pkg-config
 
 .PHONY: help
 help: ## Print this table.

@@ -17,14 +17,21 @@ import (
 	"serverless.xyz/outrigger/test/testbed"
 )
 
-// PredictorImage is what the sample runtime names.
-const PredictorImage = "outrigger.local/predictor:dev"
+const (
+	// PredictorImage is what the sample runtime names.
+	PredictorImage = "outrigger.local/predictor:dev"
+	// PreloaderGPUImage fetches models and checks GPUs.
+	PreloaderGPUImage = "ghcr.io/outrigger/preloader-gpu:v0.1.0"
+)
 
-// Images are those of config/ and samples/, each made of one or two static programs.
+// Images are those of config/ and samples/, each made of one or two programs.
 var images = []struct {
 	archive, ref string
 	programs     map[string]string // path in the image to Go package
 	entrypoint   string
+	// libraries are glibc's, for what a node puts into the container.
+	libraries []string
+	env       []string
 }{
 	{
 		archive: "outrigger.tar", ref: "ghcr.io/outrigger/outrigger:v0.1.0", entrypoint: "/manager",
@@ -33,6 +40,13 @@ var images = []struct {
 	{
 		archive: "preloader.tar", ref: "ghcr.io/outrigger/preloader:v0.1.0", entrypoint: "/preloader",
 		programs: map[string]string{"/preloader": "./cmd/preloader"},
+	},
+	{
+		archive: "preloader-gpu.tar", ref: PreloaderGPUImage, entrypoint: "/preloader",
+		programs: map[string]string{"/preloader": "./cmd/preloader", "/preloader-gpu": "./cmd/preloader-gpu"},
+		// What NVIDIA's driver is linked with.
+		libraries: []string{"libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"},
+		env:       []string{"NVIDIA_DRIVER_CAPABILITIES=compute,utility"},
 	},
 	{
 		archive: "predictor.tar", ref: PredictorImage, entrypoint: "/predictor",
@@ -60,13 +74,28 @@ func BuildImages(ctx context.Context, dir string) ([]string, error) {
 		for path := range image.programs {
 			files[path] = filepath.Join(dir, filepath.Base(path))
 		}
+		if err := addLibraries(files, image.libraries); err != nil {
+			return nil, err
+		}
 		group.Go(func() error {
 			return testbed.BuildImage(ctx, archives[i], testbed.Image{
-				Ref: image.ref, Files: files, Entrypoint: []string{image.entrypoint},
+				Ref: image.ref, Files: files, Entrypoint: []string{image.entrypoint}, Env: image.env,
 			})
 		})
 	}
 	return archives, group.Wait()
+}
+
+// addLibraries adds this machine's libraries of those names, at the same places.
+func addLibraries(files map[string]string, names []string) error {
+	for _, name := range names {
+		found, err := filepath.Glob("/lib/*-linux-gnu/" + name)
+		if err != nil || len(found) == 0 {
+			return fmt.Errorf("library %s is not in /lib/*-linux-gnu", name)
+		}
+		files[found[0]] = found[0]
+	}
+	return nil
 }
 
 func buildPrograms(ctx context.Context, dir string) error {

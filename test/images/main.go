@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command images builds the image archives of the project into the folder that its argument names.
+// Command images builds the image archives of the project into the folder that its argument names, and prints their sizes.
 package main
 
 import (
@@ -22,6 +22,11 @@ func main() {
 		os.Exit(1)
 	}
 	for _, archive := range archives {
-		fmt.Fprintln(os.Stdout, archive)
+		info, err := os.Stat(archive)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Fprintf(os.Stdout, "%s  %.1f MB\n", archive, float64(info.Size())/1e6)
 	}
 }
