@@ -43,7 +43,6 @@ import (
 	"serverless.xyz/outrigger/controllers/memcached"
 	"serverless.xyz/outrigger/controllers/podwebhook"
 	"serverless.xyz/outrigger/controllers/sidecarpolicy"
-	"serverless.xyz/outrigger/routing"
 )
 
 // Options are what the manager is started with.
@@ -178,7 +177,7 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 		},
 		{
 			name:  canaryrollout.Name,
-			needs: []schema.GroupVersionKind{kserve.GroupVersionKind, routing.VirtualServiceKind},
+			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).SetupWithManager,
 		},
 	}

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,7 +39,7 @@ func everything(tb testing.TB) *unstructured.Unstructured {
 func TestAdoptKeepsEverythingElse(t *testing.T) {
 	vs := everything(t)
 	before := vs.DeepCopy()
-	binding, err := Bind(vs, "split", sideV1, sideV2)
+	binding, err := VirtualServices.Bind(vs, "split", sideV1, sideV2)
 	if err != nil {
 		t.Fatalf("binding: %v", err)
 	}
@@ -53,7 +55,7 @@ func TestAdoptKeepsEverythingElse(t *testing.T) {
 	if diff := cmp.Diff(want.Object, after.Object); diff != "" {
 		t.Errorf("patched VirtualService (-want +got):\n%s", diff)
 	}
-	again, err := Bind(after, "split", sideV1, sideV2)
+	again, err := VirtualServices.Bind(after, "split", sideV1, sideV2)
 	if err != nil {
 		t.Fatalf("binding the patched object: %v", err)
 	}
@@ -72,7 +74,7 @@ func TestAdoptGuards(t *testing.T) {
  {"op":"add","path":"/spec/http/2/route/0/weight","value":100},
  {"op":"add","path":"/spec/http/2/route/2/weight","value":0}
 ]`
-	binding, err := Bind(everything(t), "split", sideV1, sideV2)
+	binding, err := VirtualServices.Bind(everything(t), "split", sideV1, sideV2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +123,7 @@ func TestAdoptGuardsHold(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			vs := everything(t)
-			binding, err := Bind(vs, "split", sideV1, sideV2)
+			binding, err := VirtualServices.Bind(vs, "split", sideV1, sideV2)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -156,11 +158,11 @@ func TestBindRefuses(t *testing.T) {
 	}{
 		"kept by an InferenceService": {
 			"{http: [{name: split, route: " + both + "}]}", controlled("serving.kserve.io/v1beta1", "InferenceService"),
-			v1alpha1.ReasonVirtualServiceControlled,
+			v1alpha1.ReasonRouteControlled,
 		},
 		"kept by a Knative Ingress": {
 			"{http: [{name: split, route: " + both + "}]}", controlled("networking.internal.knative.dev/v1alpha1", "Ingress"),
-			v1alpha1.ReasonVirtualServiceControlled,
+			v1alpha1.ReasonRouteControlled,
 		},
 		"no route of the name":    {"{http: [{name: other, route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
 		"an unnamed route only":   {"{http: [{route: " + both + "}]}", nil, v1alpha1.ReasonRouteNotFound},
@@ -220,7 +222,7 @@ func TestBindRefuses(t *testing.T) {
 			if tc.change != nil {
 				tc.change(vs)
 			}
-			_, err := Bind(vs, "split", sideV1, sideV2)
+			_, err := VirtualServices.Bind(vs, "split", sideV1, sideV2)
 			var refused *RefusedError
 			if !errors.As(err, &refused) || refused.Reason != tc.wantReason {
 				t.Errorf("Bind = %v, want a refusal with reason %s", err, tc.wantReason)
@@ -229,7 +231,7 @@ func TestBindRefuses(t *testing.T) {
 	}
 }
 
-// FuzzAdopt: whatever a VirtualService looks like, Bind and Patch neither panic nor change anything but two weights.
+// FuzzAdopt: whatever a route looks like, Bind and Patch neither panic nor change anything but two weights.
 func FuzzAdopt(f *testing.F) {
 	raw, err := everything(f).MarshalJSON()
 	if err != nil {
@@ -242,37 +244,58 @@ func FuzzAdopt(f *testing.F) {
 		),
 	)
 	f.Add([]byte(`{"spec":{"http":[null,{"name":"split","route":[null]}]},"metadata":{"ownerReferences":[{}]}}`))
+	f.Add(
+		[]byte(
+			`{"spec":{"rules":[{"name":"split","backendRefs":[{"name":"v1-predictor"},{"name":"v2-predictor","weight":7,"a~/b":1}]}]}}`,
+		),
+	)
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		vs := &unstructured.Unstructured{}
-		if json.Unmarshal(raw, &vs.Object) != nil || vs.Object == nil {
+		route := &unstructured.Unstructured{}
+		if json.Unmarshal(raw, &route.Object) != nil || route.Object == nil {
 			return
 		}
-		if metadata, ok := vs.Object["metadata"].(map[string]any); !ok || metadata["uid"] == nil {
-			vs.Object["metadata"] = map[string]any{"namespace": "ml", "uid": "u"}
+		if metadata, ok := route.Object["metadata"].(map[string]any); !ok || metadata["uid"] == nil {
+			route.Object["metadata"] = map[string]any{"namespace": "ml", "uid": "u"}
 		}
-		binding, err := Bind(vs, "split", sideV1, sideV2)
-		if err != nil {
-			return
-		}
-		after := applied(t, vs, binding, v1alpha1.WeightPair{Stable: 37, Canary: 63})
-		for _, side := range []struct {
-			bound boundDestination
-			want  float64
-		}{{binding.stable, 37}, {binding.canary, 63}} {
-			if got, _ := json.Marshal(dropWeight(after, binding.index, side.bound.index)); string(got) != jsonOf(side.want) {
-				t.Errorf("weight = %s, want %v", got, side.want)
-			}
-			dropWeight(vs, binding.index, side.bound.index)
-		}
-		if diff := cmp.Diff(canonical(t, vs.Object), canonical(t, after.Object)); diff != "" {
-			t.Errorf("more than the weights changed (-before +after):\n%s", diff)
+		for _, p := range Providers() {
+			adoptAny(t, p, route.DeepCopy())
 		}
 	})
 }
 
-// dropWeight removes the weight of a destination and returns it.
-func dropWeight(vs *unstructured.Unstructured, route, destination int) any {
-	entry := vs.Object["spec"].(map[string]any)["http"].([]any)[route].(map[string]any)["route"].([]any)[destination].(map[string]any)
+func adoptAny(t *testing.T, p Provider, route *unstructured.Unstructured) {
+	t.Helper()
+	binding, err := p.Bind(route, "split", sideV1, sideV2)
+	if err != nil {
+		return
+	}
+	after := applied(t, route, binding, v1alpha1.WeightPair{Stable: 37, Canary: 63})
+	for _, side := range []struct {
+		bound boundDestination
+		want  float64
+	}{{binding.stable, 37}, {binding.canary, 63}} {
+		if got, _ := json.Marshal(dropWeight(after, side.bound.path)); string(got) != jsonOf(side.want) {
+			t.Errorf("weight = %s, want %v", got, side.want)
+		}
+		dropWeight(route, side.bound.path)
+	}
+	if diff := cmp.Diff(canonical(t, route.Object), canonical(t, after.Object)); diff != "" {
+		t.Errorf("more than the weights changed (-before +after):\n%s", diff)
+	}
+}
+
+// dropWeight removes the weight of the destination at a path and returns it.
+func dropWeight(route *unstructured.Unstructured, path string) any {
+	var at any = route.Object
+	for step := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
+		if list, ok := at.([]any); ok {
+			index, _ := strconv.Atoi(step)
+			at = list[index]
+			continue
+		}
+		at = at.(map[string]any)[step]
+	}
+	entry := at.(map[string]any)
 	defer maps.DeleteFunc(entry, func(key string, _ any) bool { return key == "weight" })
 	return entry["weight"]
 }

@@ -12,12 +12,12 @@ import (
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
 
-// Claim is something that only one rollout can have: a host at a gateway, or a route of a user's VirtualService.
+// Claim is something that only one rollout can have: a host at a gateway, or a rule of a user's route.
 type Claim struct {
 	// Host and Gateway are set for a host. Both are in their full form.
 	Host, Gateway string
-	// Namespace, VirtualService and Route are set for a route.
-	Namespace, VirtualService, Route string
+	// Namespace, Kind, Name and Rule are set for a rule.
+	Namespace, Kind, Name, Rule string
 }
 
 // Claims returns what a rollout needs for itself.
@@ -26,14 +26,33 @@ func Claims(rollout *v1alpha1.CanaryRollout) []Claim {
 	case v1alpha1.RoutingDelegate:
 		return nil // its name is its own
 	case v1alpha1.RoutingAdopt:
-		ref := rollout.Spec.Routing.VirtualServiceRef
-		if ref == nil {
+		ref, ok := Adopted(rollout)
+		if !ok {
 			return nil
 		}
-		return []Claim{{Namespace: rollout.Namespace, VirtualService: ref.Name, Route: ref.Route}}
+		return []Claim{{Namespace: rollout.Namespace, Kind: ref.Provider.Kind().Kind, Name: ref.Name, Rule: ref.Rule}}
 	default:
 		return hostClaims(Hosts(rollout), rollout.Spec.Routing.Gateways, rollout.Namespace)
 	}
+}
+
+// Reference names a rule of a user's route.
+type Reference struct {
+	// Provider is that of the route, Name is the route's and Rule that of the rule in it.
+	Provider Provider
+	Name     string
+	Rule     string
+}
+
+// Adopted returns the rule that a rollout adopts, false if it names none.
+func Adopted(rollout *v1alpha1.CanaryRollout) (Reference, bool) {
+	if ref := rollout.Spec.Routing.VirtualServiceRef; ref != nil {
+		return Reference{Provider: VirtualServices, Name: ref.Name, Rule: ref.Route}, true
+	}
+	if ref := rollout.Spec.Routing.HTTPRouteRef; ref != nil {
+		return Reference{Provider: HTTPRoutes, Name: ref.Name, Rule: ref.Rule}, true
+	}
+	return Reference{}, false
 }
 
 // Hosts returns the full names of the hosts that a rollout in mode Owned routes.
@@ -61,13 +80,13 @@ func hostClaims(hosts, gateways []string, namespace string) []Claim {
 	return claims
 }
 
-// ClaimsOf returns what a VirtualService takes for itself. One that only its own namespace can see takes nothing from
-// the others, so it is empty for these.
-func ClaimsOf(vs *unstructured.Unstructured, seenFrom string) []Claim {
-	if vs.GetNamespace() != seenFrom && slices.Equal(stringsAt(vs, "exportTo"), []string{"."}) {
+// ClaimsOf returns what a route takes for itself, as seen from a namespace.
+func ClaimsOf(route *unstructured.Unstructured, seenFrom string) []Claim {
+	provider := ProviderOf(route)
+	if provider == nil {
 		return nil
 	}
-	return hostClaims(HostsOf(vs), stringsAt(vs, "gateways"), vs.GetNamespace())
+	return provider.Claims(route, seenFrom)
 }
 
 // Overlap reports whether two lists have a claim in common.
@@ -77,7 +96,7 @@ func Overlap(a, b []Claim) bool {
 
 // Rival is who else claims the route of a rollout, and has the better right to it.
 type Rival struct {
-	// Kind, Namespace and Name identify a CanaryRollout or a VirtualService.
+	// Kind, Namespace and Name identify a CanaryRollout or a route.
 	Kind, Namespace, Name string
 	// Routes is true if the rival's route is in place.
 	Routes bool
@@ -85,35 +104,32 @@ type Rival struct {
 
 // FindRival returns who has the better right to what a rollout claims, nil if nobody has.
 //
-// A VirtualService of somebody else that routes the same host at the same gateway comes first, unless the rollout's own
-// is older: of the two, Istio obeys the older one. Among rollouts, one whose VirtualService routes the host already keeps it, so that a new or edited rollout
-// never takes traffic from one that serves; then the older one wins; then the first by namespace and name.
+// A route of somebody else that serves the same host at the same gateway comes first, unless the rollout's own is older:
+// of the two, the older one is obeyed. Among rollouts, one whose route serves the host already keeps it, so that a new
+// or edited rollout never takes traffic from one that serves; then the older one wins; then the first by namespace and
+// name.
 func FindRival(
-	rollout *v1alpha1.CanaryRollout, others []v1alpha1.CanaryRollout, virtualServices []unstructured.Unstructured,
+	rollout *v1alpha1.CanaryRollout, others []v1alpha1.CanaryRollout, routes []unstructured.Unstructured,
 ) *Rival {
 	claims := Claims(rollout)
 	holders := map[string]bool{}
 	var ours, foreign *unstructured.Unstructured
-	for i := range virtualServices {
-		vs := &virtualServices[i]
-		owner := metav1.GetControllerOf(vs)
+	for i := range routes {
+		route := &routes[i]
+		owner := metav1.GetControllerOf(route)
 		switch {
-		case !Overlap(claims, ClaimsOf(vs, rollout.Namespace)):
+		case !Overlap(claims, ClaimsOf(route, rollout.Namespace)):
 		case !isRollout(owner):
-			if foreign == nil || older(vs, foreign) {
-				foreign = vs
-			}
+			foreign = oldest(foreign, route)
 		default:
 			holders[string(owner.UID)] = true
 			if owner.UID == rollout.UID {
-				ours = vs
+				ours = oldest(ours, route)
 			}
 		}
 	}
 	if foreign != nil && (ours == nil || older(foreign, ours)) {
-		return &Rival{
-			Kind: VirtualServiceKind.Kind, Namespace: foreign.GetNamespace(), Name: foreign.GetName(), Routes: true,
-		}
+		return &Rival{Kind: foreign.GetKind(), Namespace: foreign.GetNamespace(), Name: foreign.GetName(), Routes: true}
 	}
 	best := rollout
 	for i := range others {
@@ -133,6 +149,14 @@ func FindRival(
 
 func isRollout(owner *metav1.OwnerReference) bool {
 	return owner != nil && owner.Kind == "CanaryRollout" && strings.HasPrefix(owner.APIVersion, v1alpha1.GroupName+"/")
+}
+
+// oldest returns the older one of two routes, of which the first may be nil.
+func oldest(a, b *unstructured.Unstructured) *unstructured.Unstructured {
+	if a == nil || older(b, a) {
+		return b
+	}
+	return a
 }
 
 func older(a, b *unstructured.Unstructured) bool {

@@ -43,7 +43,7 @@ func adopting(name, route string) func(*v1alpha1.RolloutRouting) {
 
 // virtualService makes one for a host; owner is the namespace/name of a rollout, or empty.
 func virtualService(namespace, name, host string, age time.Duration, owner string) unstructured.Unstructured {
-	vs := NewVirtualService()
+	vs := NewRoute(VirtualServices)
 	vs.SetNamespace(namespace)
 	vs.SetName(name)
 	vs.SetCreationTimestamp(metav1.NewTime(epoch.Add(-age)))

@@ -47,7 +47,8 @@ func Colours(colours []v1alpha1.Colour, stableReady, canaryReady int32) ([]Colou
 // RouteName returns the name of the colour's route.
 func (c Colour) RouteName() string { return "colour-" + c.Name }
 
-func (c Colour) route(to Destination) map[string]any {
+// virtualServiceMatches returns the matches of the colour's route in a VirtualService.
+func (c Colour) virtualServiceMatches() []any {
 	match := make([]any, 0, len(c.marks))
 	for _, mark := range c.marks {
 		headers := map[string]any{}
@@ -59,11 +60,7 @@ func (c Colour) route(to Destination) map[string]any {
 		}
 		match = append(match, map[string]any{"headers": headers})
 	}
-	return map[string]any{
-		"name":  c.RouteName(),
-		"match": match,
-		"route": []any{to.weighted(100)},
-	}
+	return match
 }
 
 func headerMatch(header *v1alpha1.HeaderMark) map[string]any {

@@ -34,3 +34,10 @@ func resolveGateway(gateway, namespace string) string {
 	}
 	return namespace + "/" + gateway
 }
+
+// serviceOf returns the Service whose host name this is, false if it is that of no Service.
+func serviceOf(host string) (name, namespace string, ok bool) {
+	service, isService := strings.CutSuffix(host, ".svc."+clusterDomain)
+	name, namespace, ok = strings.Cut(service, ".")
+	return name, namespace, isService && ok && !strings.ContainsAny(service, "*") && !strings.Contains(namespace, ".")
+}

@@ -21,6 +21,15 @@ func owned(canary int32) Owned {
 	}
 }
 
+func render(tb testing.TB, p Provider, o Owned) *unstructured.Unstructured {
+	tb.Helper()
+	route, err := p.Render(o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return route
+}
+
 func TestOwnedVirtualService(t *testing.T) {
 	const want = `apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -36,7 +45,7 @@ spec:
     - destination: {host: v2-predictor.ml.svc.cluster.local, port: {number: 80}}
       weight: 0
 `
-	if diff := cmp.Diff(parse(t, want).Object, owned(0).VirtualService().Object); diff != "" {
+	if diff := cmp.Diff(parse(t, want).Object, render(t, VirtualServices, owned(0)).Object); diff != "" {
 		t.Errorf("rendered VirtualService (-want +got):\n%s", diff)
 	}
 }
@@ -74,9 +83,9 @@ func TestCarriesFindsEveryDifference(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			live := owned(0).VirtualService()
+			live := render(t, VirtualServices, owned(0))
 			tc.change(live)
-			if got := Carries(live, owned(0).VirtualService()); got != tc.want {
+			if got := Carries(live, render(t, VirtualServices, owned(0))); got != tc.want {
 				t.Errorf("Carries = %t, want %t", got, tc.want)
 			}
 		})
@@ -158,16 +167,16 @@ func TestFindRoot(t *testing.T) {
 }
 
 func TestStrangers(t *testing.T) {
-	live := owned(0).VirtualService()
+	live := render(t, VirtualServices, owned(0))
 	live.SetUID("u")
 	spec := live.Object["spec"].(map[string]any)
-	if patch, err := Strangers(live, owned(0).VirtualService()); patch != nil || err != nil {
+	if patch, err := VirtualServices.Strangers(live, render(t, VirtualServices, owned(0))); patch != nil || err != nil {
 		t.Errorf("of our own: %s, %v; want nothing", patch, err)
 	}
 	spec["tls"], spec["exportTo"] = []any{}, []any{"."}
 	delegate := owned(0)
 	delegate.Hosts = nil
-	patch, err := Strangers(live, delegate.VirtualService())
+	patch, err := VirtualServices.Strangers(live, render(t, VirtualServices, delegate))
 	const want = `[{"op":"test","path":"/metadata/uid","value":"u"},{"op":"remove","path":"/spec/gateways"},` +
 		`{"op":"remove","path":"/spec/hosts"},{"op":"remove","path":"/spec/tls"}]`
 	if string(patch) != want || err != nil {

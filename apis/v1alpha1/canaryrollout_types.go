@@ -8,11 +8,11 @@ import (
 
 // Reasons of conditions and events that only CanaryRollouts have.
 const (
-	// ReasonVirtualServiceControlled says that the VirtualService to adopt is kept by another controller, which would
-	// put every weight back.
-	ReasonVirtualServiceControlled = "VirtualServiceControlled"
-	// ReasonRouteAmbiguous says that it cannot be told which route or destination of a VirtualService is meant, or
-	// that a third destination takes a share.
+	// ReasonRouteControlled says that the route to adopt is kept by another controller, which would put every weight
+	// back.
+	ReasonRouteControlled = "RouteControlled"
+	// ReasonRouteAmbiguous says that it cannot be told which rule or destination of a route is meant, or that a third
+	// destination takes a share.
 	ReasonRouteAmbiguous = "RouteAmbiguous"
 	// ReasonUnsupportedDeploymentMode says that a side runs in a deployment mode of KServe that cannot be routed.
 	ReasonUnsupportedDeploymentMode = "UnsupportedDeploymentMode"
@@ -21,6 +21,21 @@ const (
 	// ReasonRouteNotBound says that the rollout's VirtualService is in place but that no VirtualService with a host
 	// delegates to it.
 	ReasonRouteNotBound = "RouteNotBound"
+	// ReasonUnsupportedByProvider says that the kind of route that was chosen cannot say what is asked.
+	ReasonUnsupportedByProvider = "UnsupportedByProvider"
+	// ReasonProviderNotInstalled says that the API server does not serve the kind of route that is asked.
+	ReasonProviderNotInstalled = "ProviderNotInstalled"
+	// ReasonWaitingForGateway says that the route is written and that those who obey it have not taken it up yet.
+	ReasonWaitingForGateway = "WaitingForGateway"
+	// ReasonRouteNotAccepted says that the route is written and that one of those who obey it refuses it; the message
+	// holds its words.
+	ReasonRouteNotAccepted = "RouteNotAccepted"
+	// ReasonDriftRepaired says that somebody else changed the route and that it was put right; the message names the
+	// field manager.
+	ReasonDriftRepaired = "DriftRepaired"
+	// ReasonDriftHeld says that somebody else changed the route and that it is left so for now; the message names the
+	// field manager.
+	ReasonDriftHeld = "DriftHeld"
 	// ReasonInvalidColour says that a colour cannot be told in the language of routes.
 	ReasonInvalidColour = "InvalidColour"
 	// ReasonWeightsChanged is that of the event that tells new weights.
@@ -215,15 +230,25 @@ type RolloutSide struct {
 
 // RolloutRouting says through which route the traffic flows.
 //
-// +kubebuilder:validation:XValidation:rule="self.mode == 'Adopt' ? has(self.virtualServiceRef) : !has(self.virtualServiceRef)",message="virtualServiceRef is needed in mode Adopt and has no meaning in the other modes"
-// +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways belong to the adopted VirtualService in mode Adopt, and to the one that delegates in mode Delegate; remove them here"
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Adopt' ? has(self.virtualServiceRef) != has(self.httpRouteRef) : !has(self.virtualServiceRef) && !has(self.httpRouteRef)",message="virtualServiceRef or httpRouteRef, one of the two, is needed in mode Adopt and has no meaning in the other modes"
+// +kubebuilder:validation:XValidation:rule="!has(self.provider) || self.provider != 'HTTPRoute' || (self.mode != 'Delegate' && !has(self.virtualServiceRef))",message="provider HTTPRoute has neither mode Delegate nor a virtualServiceRef; use provider VirtualService"
+// +kubebuilder:validation:XValidation:rule="!has(self.provider) || self.provider != 'VirtualService' || !has(self.httpRouteRef)",message="provider VirtualService has no httpRouteRef; use provider HTTPRoute"
+// +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways belong to the adopted route in mode Adopt, and to the one that delegates in mode Delegate; remove them here"
 // +kubebuilder:validation:XValidation:rule="!has(self.onDelete) || self.onDelete != 'Restore' || self.mode == 'Adopt'",message="onDelete Restore needs mode Adopt: only an adopted route was there before"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || has(self.hosts) || self.gateways.all(g, g == 'mesh')",message="gateways other than mesh need hosts"
 type RolloutRouting struct {
-	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service,
-	// both named like the rollout. Delegate has it make a VirtualService without hosts, to which a route of a
-	// VirtualService of yours delegates by this name; yours is only read. Adopt has it edit the weights of one route of
-	// a VirtualService of yours, and nothing else in it.
+	// provider is the kind of route: VirtualService is Istio's, HTTPRoute the Gateway API's. Auto, which is the default,
+	// takes the one that mode and references name; else keeps the one that the rollout has; else takes HTTPRoute if
+	// the API server serves no VirtualServices, or if KServe makes HTTPRoutes for the stable InferenceService; else
+	// VirtualService. status.provider tells which it is.
+	// +optional
+	// +kubebuilder:default=Auto
+	Provider RoutingProvider `json:"provider,omitempty"`
+
+	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a route and, when hosts is unset, a Service, both named
+	// like the rollout. Delegate has it make a VirtualService without hosts, to which a route of a VirtualService of
+	// yours delegates by this name; yours is only read. Adopt has it edit the weights of one rule of a VirtualService or
+	// HTTPRoute of yours, and nothing else in it.
 	// +optional
 	// +kubebuilder:default=Owned
 	Mode RoutingMode `json:"mode,omitempty"`
@@ -238,8 +263,9 @@ type RolloutRouting struct {
 	// +kubebuilder:validation:items:MaxLength=253
 	Hosts []string `json:"hosts,omitempty"`
 
-	// gateways are the Istio Gateways whose traffic is routed, in mode Owned: names, namespace/name, or mesh for
-	// callers inside the mesh. When unset, mesh.
+	// gateways are the Gateways whose traffic is routed, in mode Owned: names, namespace/name, or mesh for callers inside
+	// the mesh. When unset, mesh. They are Istio's own for VirtualServices and the Gateway API's for HTTPRoutes. With
+	// HTTPRoutes, callers inside the mesh reach Services only, so each of hosts must be one if mesh is among gateways.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1
@@ -252,6 +278,16 @@ type RolloutRouting struct {
 	// +optional
 	VirtualServiceRef *VirtualServiceReference `json:"virtualServiceRef,omitempty"`
 
+	// httpRouteRef names the rule to edit, in mode Adopt.
+	// +optional
+	HTTPRouteRef *HTTPRouteReference `json:"httpRouteRef,omitempty"`
+
+	// driftPolicy says what becomes of changes that somebody else makes to the weights of an adopted route, or to
+	// anything in a route of Outrigger's own.
+	// +optional
+	// +kubebuilder:default={action: Repair}
+	DriftPolicy DriftPolicy `json:"driftPolicy,omitzero"`
+
 	// onDelete says what becomes of the route when the rollout is deleted. Stable gives stable all traffic of an
 	// adopted route; a route of Outrigger's own goes with the rollout. Keep leaves the route with its last weights; one
 	// of Outrigger's own then has no owner any more, and a later rollout of the same name takes it over. Restore gives an
@@ -261,6 +297,37 @@ type RolloutRouting struct {
 	// +kubebuilder:default=Stable
 	OnDelete OnDelete `json:"onDelete,omitempty"`
 }
+
+// DriftPolicy says what becomes of foreign changes of a route.
+type DriftPolicy struct {
+	// action is Repair, which puts the route right at once, or Hold, which leaves it as it is until the spec is edited or
+	// other weights are due.
+	// +optional
+	// +kubebuilder:default=Repair
+	Action DriftAction `json:"action,omitempty"`
+
+	// maxRepairsPerMinute bounds the repairs within a minute, 1 to 60. Once that many were made, the route is held for
+	// ten minutes after the last, so that two controllers never chase each other.
+	// +optional
+	// +kubebuilder:default=6
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=60
+	MaxRepairsPerMinute int32 `json:"maxRepairsPerMinute,omitempty"`
+}
+
+// DriftAction says what to do about a foreign change.
+//
+// +enum
+// +kubebuilder:validation:Enum=Repair;Hold
+type DriftAction string
+
+// Actions on drift.
+const (
+	// DriftRepair puts the route right at once.
+	DriftRepair DriftAction = "Repair"
+	// DriftHold leaves the route as it is.
+	DriftHold DriftAction = "Hold"
+)
 
 // OnDelete says what becomes of a route when its rollout is deleted.
 //
@@ -276,6 +343,22 @@ const (
 	OnDeleteKeep OnDelete = "Keep"
 	// OnDeleteRestore gives an adopted route the weights that it had before.
 	OnDeleteRestore OnDelete = "Restore"
+)
+
+// RoutingProvider names a kind of route.
+//
+// +enum
+// +kubebuilder:validation:Enum=Auto;VirtualService;HTTPRoute
+type RoutingProvider string
+
+// Providers of routing.
+const (
+	// ProviderAuto takes the kind that the cluster and the InferenceService use.
+	ProviderAuto RoutingProvider = "Auto"
+	// ProviderVirtualService takes Istio's VirtualService.
+	ProviderVirtualService RoutingProvider = "VirtualService"
+	// ProviderHTTPRoute takes the Gateway API's HTTPRoute.
+	ProviderHTTPRoute RoutingProvider = "HTTPRoute"
 )
 
 // RoutingMode says whose the route is.
@@ -309,9 +392,25 @@ type VirtualServiceReference struct {
 	Route string `json:"route"`
 }
 
+// HTTPRouteReference names one rule of an HTTPRoute of the same namespace.
+type HTTPRouteReference struct {
+	// name is the name of the HTTPRoute.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+
+	// rule is the name of the rule in it: spec.rules[].name. The rule must have one backendRef for each side.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Rule string `json:"rule"`
+}
+
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatus struct {
-	// conditions are Ready, RouteApplied and Stalled, and with a strategy Progressing.
+	// conditions are Ready, RouteApplied and Stalled, with a strategy Progressing, and after a foreign change of the route
+	// DriftDetected.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -321,6 +420,10 @@ type CanaryRolloutStatus struct {
 	// observedGeneration is the generation of the spec that this status speaks of.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// provider is the kind of route that carries the weights, VirtualService or HTTPRoute; empty while there is none.
+	// +optional
+	Provider RoutingProvider `json:"provider,omitempty"`
 
 	// host is the first host name at which clients find the route, empty while there is none.
 	// +optional
@@ -337,7 +440,26 @@ type CanaryRolloutStatus struct {
 	// +optional
 	Weights RolloutWeights `json:"weights,omitzero"`
 
+	// drift tells of foreign changes of the route, as long as they matter.
+	// +optional
+	Drift *RolloutDrift `json:"drift,omitempty"`
+
 	RolloutProgress `json:",inline"`
+}
+
+// RolloutDrift tells of foreign changes of the route.
+type RolloutDrift struct {
+	// manager is the field manager that made the last one; empty if the route was deleted, which leaves no name behind.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	Manager string `json:"manager,omitempty"`
+
+	// repairs are the times at which the route was put right, the newest last. They are forgotten after ten minutes, and
+	// when the spec is edited.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=60
+	Repairs []metav1.Time `json:"repairs,omitempty"`
 }
 
 // RolloutWeights are the shares of the two sides, asked and in force.
@@ -346,7 +468,8 @@ type RolloutWeights struct {
 	// +optional
 	Desired *WeightPair `json:"desired,omitempty"`
 
-	// applied is what the route carries. It is set once the API server has acknowledged it.
+	// applied is what the route carries. It is set once the API server has acknowledged it and, of an HTTPRoute, once the
+	// gateways have accepted it.
 	// +optional
 	Applied *WeightPair `json:"applied,omitempty"`
 

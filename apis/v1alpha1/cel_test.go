@@ -286,19 +286,19 @@ var rules = map[string]struct {
 		kind:    "CanaryRollout",
 		taken:   sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}}}}",
 		refused: sides + ", routing: {mode: Adopt}}}",
-		wants:   "virtualServiceRef is needed in mode Adopt",
+		wants:   "virtualServiceRef or httpRouteRef, one of the two, is needed in mode Adopt",
 	},
 	"Owned has no reference": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", routing: {mode: Owned}}}",
 		refused: sides + ", routing: {mode: Owned, virtualServiceRef: {name: v, route: r}}}}",
-		wants:   "virtualServiceRef is needed in mode Adopt",
+		wants:   "virtualServiceRef or httpRouteRef, one of the two, is needed in mode Adopt",
 	},
 	"Adopt has no hosts": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", routing: {hosts: [a.example.com]}}}",
 		refused: sides + ", routing: {mode: Adopt, hosts: [a.example.com], virtualServiceRef: {name: v, route: r}}}}",
-		wants:   "hosts and gateways belong to the adopted VirtualService",
+		wants:   "hosts and gateways belong to the adopted route",
 	},
 	"gateways need hosts": {
 		kind:    "CanaryRollout",

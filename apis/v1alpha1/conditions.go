@@ -22,6 +22,9 @@ const (
 	// ConditionRolledOut is True when every running pod that a SidecarPolicy equips carries what is asked for now; its
 	// message says what the others wait for.
 	ConditionRolledOut = "RolledOut"
+	// ConditionDriftDetected is True while a CanaryRollout remembers that somebody else changed its route, and not there
+	// otherwise.
+	ConditionDriftDetected = "DriftDetected"
 	// ConditionRouteApplied is True when the route of a CanaryRollout carries the wanted weights.
 	ConditionRouteApplied = "RouteApplied"
 )
@@ -80,7 +83,9 @@ const (
 	ReasonInferenceServiceNotReady = "InferenceServiceNotReady"
 	// ReasonVirtualServiceNotFound says that the VirtualService that a CanaryRollout adopts does not exist.
 	ReasonVirtualServiceNotFound = "VirtualServiceNotFound"
-	// ReasonRouteNotFound says that the adopted VirtualService lacks the named route, or the route lacks a destination.
+	// ReasonHTTPRouteNotFound says that the HTTPRoute that a CanaryRollout adopts does not exist.
+	ReasonHTTPRouteNotFound = "HTTPRouteNotFound"
+	// ReasonRouteNotFound says that the adopted route lacks the named rule, or the rule lacks a destination.
 	ReasonRouteNotFound = "RouteNotFound"
 	// ReasonRouteConflict says that another CanaryRollout already routes the same host, or edits the same route.
 	ReasonRouteConflict = "RouteConflict"

@@ -166,7 +166,7 @@ func TestAdoptStalls(t *testing.T) {
 		},
 		"kept by KServe": {
 			ownedBy("serving.kserve.io/v1beta1", "InferenceService"),
-			v1alpha1.ReasonVirtualServiceControlled,
+			v1alpha1.ReasonRouteControlled,
 			ownedBy("", ""),
 		},
 		"kept by Knative": {
@@ -174,7 +174,7 @@ func TestAdoptStalls(t *testing.T) {
 				"networking.internal.knative.dev/v1alpha1",
 				"Ingress",
 			),
-			v1alpha1.ReasonVirtualServiceControlled,
+			v1alpha1.ReasonRouteControlled,
 			ownedBy("", ""),
 		},
 	}

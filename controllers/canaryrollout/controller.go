@@ -3,8 +3,8 @@
 // Package canaryrollout reconciles CanaryRollout objects: it makes a route carry the weights that a rollout asks for,
 // as far as the two sides can take the traffic.
 //
-// The route itself is the only memory. In mode Owned it is a VirtualService named like the rollout, applied whole; in
-// mode Adopt it is one of the user's, of which only two weights are patched. An operator that is down changes nothing:
+// The route itself is the only memory. In mode Owned it is a VirtualService or HTTPRoute named like the rollout, applied
+// whole; in mode Adopt it is one of the user's, of which only two weights are patched. An operator that is down changes nothing:
 // the last weights stay in force.
 package canaryrollout
 
@@ -45,6 +45,7 @@ type Reconciler struct {
 	client   client.Client
 	live     client.Reader
 	sides    client.Reader // Services and EndpointSlices of InferenceServices
+	kinds    *servedKinds
 	recorder record.EventRecorder
 	applier  *apply.Applier
 	reporter *status.Reporter
@@ -58,6 +59,7 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 		client:   c,
 		live:     live,
 		sides:    c,
+		kinds:    newServedKinds(c.RESTMapper(), clk),
 		recorder: recorder,
 		applier:  apply.New(c, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
@@ -99,11 +101,13 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 		return status.Result(0, errors.Join(err, unrecorded)) // nothing to tell: it is tried again at once
 	}
 	rollout, reportErr := r.report(ctx, rollout, p, err)
-	return status.Result(r.wake(rollout, seen), errors.Join(err, reportErr))
+	p.wakeIn(r.wake(rollout, seen))
+	return status.Result(p.wake, errors.Join(err, reportErr))
 }
 
 // +kubebuilder:rbac:groups="",resources=services,verbs=create;patch;delete
 // +kubebuilder:rbac:groups=networking.istio.io,resources=virtualservices,verbs=create;patch;delete
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes,verbs=create;patch;delete
 
 // apply makes the plan true: first the name that clients call, then the route, and only when that is in place is
 // anything taken away.
@@ -115,16 +119,16 @@ func (r *Reconciler) apply(ctx context.Context, rollout *v1alpha1.CanaryRollout,
 	}
 	var err error
 	switch {
-	case p.virtualService != nil:
-		_, err = r.applyRoute(ctx, rollout, seen.virtualService, p.virtualService)
+	case p.route != nil:
+		err = r.applyRoute(ctx, rollout, seen.route, p.route)
 	case p.binding != nil:
-		_, err = r.patchRoute(ctx, rollout, seen, p)
+		err = r.patchRoute(ctx, rollout, seen, p)
 	}
 	if err != nil {
 		return err
 	}
-	if p.pruneVirtualService {
-		if err := r.applier.Delete(ctx, seen.virtualService); err != nil {
+	for _, route := range p.pruneRoutes {
+		if err := r.applier.Delete(ctx, route); err != nil {
 			return err
 		}
 	}
@@ -144,6 +148,9 @@ func (r *Reconciler) report(
 	after.Status = statusFor(rollout, p, r.clock.Now(), err)
 	if reportErr := r.reporter.Report(ctx, rollout, after, conditionsOf); reportErr != nil {
 		return rollout, reportErr
+	}
+	if err == nil && p.drift != nil {
+		r.tellDrift(after, p)
 	}
 	if was, is := rollout.Status.Weights.Applied, after.Status.Weights.Applied; is != nil && (was == nil || *was != *is) {
 		r.recorder.Event(after, corev1.EventTypeNormal, v1alpha1.ReasonWeightsChanged,

@@ -69,7 +69,7 @@ func TestServiceLeadsToStable(t *testing.T) {
 	if err := w.Client.Get(t.Context(), key, &service); !apierrors.IsNotFound(err) {
 		t.Errorf("reading the Service that is no longer wanted: %v", err)
 	}
-	hosts := routing.HostsOf(virtualService(t, w, name))
+	hosts := routing.VirtualServices.Hosts(virtualService(t, w, name))
 	if diff := cmp.Diff([]string{host}, hosts); diff != "" {
 		t.Errorf("hosts (-want +got):\n%s", diff)
 	}
@@ -160,8 +160,8 @@ func TestTransformerIsTheEntry(t *testing.T) {
 	}
 	settle(t, w, r)
 	vs := virtualService(t, w, name)
-	if !routing.Mentions(vs, routing.ServiceHost("v2-transformer", w.Namespace)) ||
-		routing.Mentions(vs, routing.ServiceHost("v2-predictor", w.Namespace)) {
+	if !routing.VirtualServices.Mentions(vs, routing.ServiceHost("v2-transformer", w.Namespace)) ||
+		routing.VirtualServices.Mentions(vs, routing.ServiceHost("v2-predictor", w.Namespace)) {
 		t.Errorf("the canary is not reached by its transformer: %v", vs.Object["spec"])
 	}
 }

@@ -20,7 +20,8 @@ type keepsake struct {
 
 // foundWeights is the value of the annotation of that name.
 type foundWeights struct {
-	VirtualService string `json:"virtualService"`
+	VirtualService string `json:"virtualService,omitempty"`
+	HTTPRoute      string `json:"httpRoute,omitempty"`
 	Route          string `json:"route"`
 	Stable         int32  `json:"stable"`
 	Canary         int32  `json:"canary"`
@@ -40,11 +41,10 @@ func keepsakeFor(rollout *v1alpha1.CanaryRollout, p plan) keepsake {
 	case !adopts || spec.OnDelete != v1alpha1.OnDeleteRestore:
 		keep.found = ""
 	case p.binding != nil && !remembers(rollout):
+		found, _ := foundIn(rollout)
 		weights := p.binding.Weights()
-		raw, err := json.Marshal(foundWeights{
-			VirtualService: spec.VirtualServiceRef.Name, Route: spec.VirtualServiceRef.Route,
-			Stable: weights.Stable, Canary: weights.Canary,
-		})
+		found.Stable, found.Canary = weights.Stable, weights.Canary
+		raw, err := json.Marshal(found)
 		if err == nil {
 			keep.found = string(raw)
 		}
@@ -58,15 +58,31 @@ func remembers(rollout *v1alpha1.CanaryRollout) bool {
 	return ok
 }
 
+// foundIn returns the place of a rollout's adopted rule, without weights; false if it adopts none.
+func foundIn(rollout *v1alpha1.CanaryRollout) (foundWeights, bool) {
+	ref, ok := routing.Adopted(rollout)
+	if !ok {
+		return foundWeights{}, false
+	}
+	found := foundWeights{Route: ref.Rule}
+	if ref.Provider == routing.HTTPRoutes {
+		found.HTTPRoute = ref.Name
+	} else {
+		found.VirtualService = ref.Name
+	}
+	return found, true
+}
+
 // recall returns the weights that the adopted route had before.
 func recall(rollout *v1alpha1.CanaryRollout) (v1alpha1.WeightPair, bool) {
 	var found foundWeights
-	raw := rollout.Annotations[v1alpha1.AnnotationFoundWeights]
-	ref := rollout.Spec.Routing.VirtualServiceRef
-	if ref == nil || json.Unmarshal([]byte(raw), &found) != nil || found.VirtualService != ref.Name || found.Route != ref.Route {
+	place, adopts := foundIn(rollout)
+	if !adopts || json.Unmarshal([]byte(rollout.Annotations[v1alpha1.AnnotationFoundWeights]), &found) != nil {
 		return v1alpha1.WeightPair{}, false
 	}
-	return v1alpha1.WeightPair{Stable: found.Stable, Canary: found.Canary}, true
+	weights := v1alpha1.WeightPair{Stable: found.Stable, Canary: found.Canary}
+	found.Stable, found.Canary = 0, 0
+	return weights, found == place
 }
 
 // farewell is what to do with the route of a rollout that is being deleted.
@@ -91,7 +107,8 @@ func farewellFor(rollout *v1alpha1.CanaryRollout, seen observed) farewell {
 	case spec.OnDelete == v1alpha1.OnDeleteKeep || seen.adopted == nil:
 		return farewell{}
 	}
-	binding, err := routing.Bind(seen.adopted, spec.VirtualServiceRef.Route,
+	ref, _ := routing.Adopted(rollout)
+	binding, err := ref.Provider.Bind(seen.adopted, ref.Rule,
 		destination(rollout, seen.stable), destination(rollout, seen.canary))
 	if err != nil {
 		return farewell{}

@@ -22,7 +22,7 @@ import (
 )
 
 var kinds = []client.ObjectList{
-	&v1alpha1.CanaryRolloutList{}, virtualServiceList(), &kserve.InferenceServiceList{},
+	&v1alpha1.CanaryRolloutList{}, virtualServiceList(), httpRouteList(), &kserve.InferenceServiceList{},
 	&corev1.ServiceList{}, &discoveryv1.EndpointSliceList{},
 }
 
@@ -79,7 +79,7 @@ func all(steps ...faults.Step) faults.Step {
 // splitIsWhole checks what must hold after every single write: the weights of the owned route add up to 100, and both
 // sides are in it.
 func splitIsWhole(ctx context.Context, w *faults.World) error {
-	vs := routing.NewVirtualService()
+	vs := routing.NewRoute(routing.VirtualServices)
 	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: w.Namespace, Name: name}, vs); err != nil {
 		return client.IgnoreNotFound(err)
 	}

@@ -74,14 +74,13 @@ func (r *Reconciler) finalize(ctx context.Context, rollout *v1alpha1.CanaryRollo
 
 func (r *Reconciler) bid(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, last farewell) error {
 	if last.binding != nil {
-		_, err := r.patchRoute(ctx, rollout, seen, plan{binding: last.binding, weights: last.weights})
-		return err
+		return r.patchRoute(ctx, rollout, seen, plan{binding: last.binding, weights: last.weights})
 	}
 	if !last.orphan {
 		return nil
 	}
-	if owns(rollout, seen.virtualService) {
-		if err := r.setOwner(ctx, seen.virtualService, nil); err != nil {
+	for _, route := range ownRoutes(rollout, seen) {
+		if err := r.setOwner(ctx, route, nil); err != nil {
 			return err
 		}
 	}
@@ -116,13 +115,13 @@ func (r *Reconciler) setOwner(ctx context.Context, object client.Object, owner *
 // cache then does not know yet.
 func (r *Reconciler) reclaim(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed) (bool, error) {
 	reclaimed := false
-	if seen.virtualService != nil && orphaned(rollout, seen.virtualService) {
-		if err := r.setOwner(ctx, seen.virtualService, rollout); err != nil {
+	if orphaned(rollout, seen.route) {
+		if err := r.setOwner(ctx, seen.route, rollout); err != nil {
 			return false, err
 		}
 		reclaimed = true
 	}
-	if seen.service != nil && orphaned(rollout, seen.service) {
+	if orphaned(rollout, seen.service) {
 		if err := r.setOwner(ctx, seen.service, rollout); err != nil {
 			return false, err
 		}
@@ -131,9 +130,14 @@ func (r *Reconciler) reclaim(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	return reclaimed, nil
 }
 
-// orphaned reports whether an object was left behind by an earlier rollout of this name.
-func orphaned(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+// orphaned reports whether an object exists and was left behind by an earlier rollout of this name.
+func orphaned[T any, P interface {
+	*T
+	client.Object
+}](rollout *v1alpha1.CanaryRollout, object P) bool {
+	if object == nil || metav1.GetControllerOf(object) != nil || object.GetDeletionTimestamp() != nil {
+		return false
+	}
 	labels := object.GetLabels()
-	return metav1.GetControllerOf(object) == nil && object.GetDeletionTimestamp() == nil &&
-		labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy && labels[v1alpha1.LabelInstance] == rollout.Name
+	return labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy && labels[v1alpha1.LabelInstance] == rollout.Name
 }

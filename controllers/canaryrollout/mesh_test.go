@@ -25,6 +25,7 @@ import (
 	"serverless.xyz/outrigger/controllers/internal/faults"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
 	"serverless.xyz/outrigger/controllers/internal/testcluster"
+	"serverless.xyz/outrigger/routing"
 	"serverless.xyz/outrigger/test/mesh"
 	"serverless.xyz/outrigger/test/testbed"
 )
@@ -245,7 +246,10 @@ spec:
 // startMesh starts an API server and istiod, which end with the test.
 func startMesh(t *testing.T) (*testbed.Testbed, *testcluster.Cluster) {
 	t.Helper()
-	bed, err := testbed.Start(t.Context(), testbed.Options{Size: testbed.API, With: []testbed.Part{testbed.Istio}})
+	bed, err := testbed.Start(
+		t.Context(),
+		testbed.Options{Size: testbed.API, With: []testbed.Part{testbed.GatewayAPI, testbed.Istio}},
+	)
 	if err != nil {
 		t.Fatalf("starting istiod: %v", err)
 	}
@@ -272,4 +276,51 @@ func startMesh(t *testing.T) (*testbed.Testbed, *testcluster.Cluster) {
 		t.Fatal(err)
 	}
 	return bed, &testcluster.Cluster{Config: bed.Config(), Client: c}
+}
+
+// TestTrafficFollowsHTTPRoutes is the same way by the Gateway API's routes: istiod as their controller accepts them,
+// serves them to callers of a Service, and says so in their status, for which the rollout waits.
+func TestTrafficFollowsHTTPRoutes(t *testing.T) {
+	bed, cluster := startMesh(t)
+	w := faults.NewWorld(t, cluster)
+	do(t, w, served("v1", startServer(t, "v1")), served("v2", startServer(t, "v2")), providers[1].owned())
+	startManager(t, w, bed.Config())
+	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+	caller := dialMesh(t, bed.XDSAddress(), w.Namespace, name+"."+w.Namespace+".svc.cluster.local:80")
+	caller.await(t, "v1", 100, 0)
+	for _, n := range []int{10, 50, 100, 0} {
+		edited := time.Now()
+		do(t, w, percent(n))
+		awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+		t.Logf("%d percent: accepted %s after the edit", n, time.Since(edited).Round(time.Millisecond))
+		caller.await(t, "v2", float64(n), 9)
+		t.Logf("%d percent: traffic follows %s after the edit", n, time.Since(edited).Round(time.Millisecond))
+		if got := caller.share(t.Context(), 4000, "v2"); math.Abs(got-float64(n)) > 3 {
+			t.Errorf("the canary gets %.1f percent of 4000 calls, want %d", got, n)
+		}
+	}
+	do(t, w, edit(coloured))
+	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+	red := caller.with("x-colour", "canary")
+	red.await(t, "v2", 100, 0)
+	for what, other := range map[string]*meshClient{
+		"no mark": caller, "another colour": caller.with("x-colour", "canary2"), "a cookie that looks alike": caller.with("cookie", "xtier=gold"),
+	} {
+		if got := other.share(t.Context(), 300, "v1"); got != 100 {
+			t.Errorf("with %s: %.1f percent reach stable, want all", what, got)
+		}
+	}
+	do(t, w, percent(100))
+	caller.await(t, "v2", 100, 0)
+	if got := caller.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
+		t.Errorf("with the cookie: %.1f percent reach stable, want all", got)
+	}
+	// From one kind of route to the other, and not a call is lost.
+	do(t, w, percent(50), edit(`{"spec":{"routing":{"provider":"VirtualService"}}}`))
+	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+	awaitWeights(t, w, name, routing.SplitRoute, "v1=50 v2=50 ")
+	caller.await(t, "v2", 50, 9)
+	if failed := caller.failed + red.failed; failed > 0 {
+		t.Errorf("%d calls failed: %v %v", failed, caller.err, red.err)
+	}
 }

@@ -19,24 +19,20 @@ import (
 
 // +kubebuilder:rbac:groups=serving.kserve.io,resources=inferenceservices,verbs=get;list;watch
 // +kubebuilder:rbac:groups=networking.istio.io,resources=virtualservices,verbs=get;list;watch
+// +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=services,verbs=get;list;watch
 
 func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollout) (observed, error) {
-	var seen observed
+	seen := observed{now: r.clock.Now()}
+	if err := r.observeRoutes(ctx, rollout, &seen); err != nil {
+		return seen, err
+	}
 	var err error
-	if seen.virtualService, err = r.virtualService(ctx, rollout.Namespace, rollout.Name); err != nil {
+	if seen.stable, err = r.side(ctx, rollout, rollout.Spec.Stable.InferenceService, seen); err != nil {
 		return seen, err
 	}
-	if ref := rollout.Spec.Routing.VirtualServiceRef; ref != nil {
-		if seen.adopted, err = r.virtualService(ctx, rollout.Namespace, ref.Name); err != nil {
-			return seen, err
-		}
-	}
-	if seen.stable, err = r.side(ctx, rollout, rollout.Spec.Stable.InferenceService, seen.virtualService); err != nil {
-		return seen, err
-	}
-	if seen.canary, err = r.side(ctx, rollout, rollout.Spec.Canary.InferenceService, seen.virtualService); err != nil {
+	if seen.canary, err = r.side(ctx, rollout, rollout.Spec.Canary.InferenceService, seen); err != nil {
 		return seen, err
 	}
 	if seen.service, err = service(ctx, r.client, rollout.Namespace, rollout.Name); err != nil {
@@ -49,20 +45,56 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if entry != nil && len(entry.Spec.Ports) > 0 {
 		seen.targetPort = &entry.Spec.Ports[0].TargetPort
 	}
-	err = r.observeOthers(ctx, rollout, &seen)
+	if err := r.observeOthers(ctx, rollout, &seen); err != nil {
+		return seen, err
+	}
+	err = r.observeDrift(ctx, rollout, &seen)
 	return seen, err
+}
+
+// observeRoutes reads the rollout's own routes and the one that it adopts, and settles the provider.
+func (r *Reconciler) observeRoutes(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
+	around := surroundings{served: routesFor[bool]{}, owned: routesFor[bool]{}}
+	named := routesFor[*unstructured.Unstructured]{}
+	for _, p := range routing.Providers() {
+		var err error
+		if around.served[p.Name()], err = r.kinds.has(p.Kind()); err != nil {
+			return err
+		}
+		if named[p.Name()], err = r.route(ctx, p, rollout.Namespace, rollout.Name); err != nil {
+			return err
+		}
+		around.owned[p.Name()] = owns(rollout, named[p.Name()]) || orphaned(rollout, named[p.Name()])
+	}
+	kserves, err := r.route(ctx, routing.HTTPRoutes, rollout.Namespace, rollout.Spec.Stable.InferenceService)
+	if err != nil {
+		return err
+	}
+	around.kserveUsesHTTPRoutes = kserves != nil && kserve.Controls(kserves)
+	seen.provider = providerFor(rollout, around)
+	seen.served = around.served[seen.provider.Name()]
+	seen.route = named[seen.provider.Name()]
+	for _, p := range routing.Providers() {
+		if p != seen.provider && owns(rollout, named[p.Name()]) {
+			seen.former = named[p.Name()]
+		}
+	}
+	if ref, ok := routing.Adopted(rollout); ok {
+		seen.adopted, err = r.route(ctx, ref.Provider, rollout.Namespace, ref.Name)
+	}
+	return err
 }
 
 // side observes one InferenceService. One that does not exist, or is being deleted, has no ready endpoint; its entry is
 // then the one that the live route has for it.
 func (r *Reconciler) side(
-	ctx context.Context, rollout *v1alpha1.CanaryRollout, name string, live *unstructured.Unstructured,
+	ctx context.Context, rollout *v1alpha1.CanaryRollout, name string, seen observed,
 ) (side, error) {
 	var isvc kserve.InferenceService
 	err := r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: name}, &isvc)
 	if apierrors.IsNotFound(err) {
 		return side{
-			name: name, entry: guessEntry(rollout, name, live), revision: v1alpha1.CanaryRevision{InferenceService: name},
+			name: name, entry: guessEntry(rollout, name, seen), revision: v1alpha1.CanaryRevision{InferenceService: name},
 		}, nil
 	}
 	if err != nil {
@@ -81,10 +113,10 @@ func (r *Reconciler) side(
 	return one, err
 }
 
-func guessEntry(rollout *v1alpha1.CanaryRollout, name string, live *unstructured.Unstructured) kserve.Entry {
+func guessEntry(rollout *v1alpha1.CanaryRollout, name string, seen observed) kserve.Entry {
 	entries := kserve.GuessEntries(name)
 	for _, entry := range entries {
-		if live != nil && routing.Mentions(live, routing.ServiceHost(entry.Service, rollout.Namespace)) {
+		if mentions(seen, routing.ServiceHost(entry.Service, rollout.Namespace)) {
 			return entry
 		}
 	}
@@ -131,26 +163,53 @@ func (r *Reconciler) observeOthers(ctx context.Context, rollout *v1alpha1.Canary
 	if err := r.client.List(ctx, &rollouts, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("listing CanaryRollouts: %w", err)
 	}
-	list := newVirtualServiceList()
-	if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-		return fmt.Errorf("listing VirtualServices: %w", err)
+	routes, err := r.routes(ctx)
+	if err != nil {
+		return err
 	}
-	seen.rival = routing.FindRival(rollout, rollouts.Items, list.Items)
-	seen.root = routing.FindRoot(list.Items, rollout.Namespace, rollout.Name)
+	seen.rival = routing.FindRival(rollout, rollouts.Items, routes)
+	seen.root = routing.FindRoot(routes, rollout.Namespace, rollout.Name)
 	return nil
 }
 
-// virtualService reads a VirtualService, nil if there is none.
-func (r *Reconciler) virtualService(ctx context.Context, namespace, name string) (*unstructured.Unstructured, error) {
-	vs := routing.NewVirtualService()
-	err := r.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, vs)
+// routes lists the routes of all providers that are served.
+func (r *Reconciler) routes(ctx context.Context) ([]unstructured.Unstructured, error) {
+	var all []unstructured.Unstructured
+	for _, p := range routing.Providers() {
+		served, err := r.kinds.has(p.Kind())
+		if err != nil {
+			return nil, err
+		}
+		if !served {
+			continue
+		}
+		list := &unstructured.UnstructuredList{}
+		list.SetGroupVersionKind(p.Kind().GroupVersion().WithKind(p.Kind().Kind + "List"))
+		if err := r.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+			return nil, fmt.Errorf("listing %ss: %w", p.Kind().Kind, err)
+		}
+		all = append(all, list.Items...)
+	}
+	return all, nil
+}
+
+// route reads a route, nil if there is none.
+func (r *Reconciler) route(
+	ctx context.Context, p routing.Provider, namespace, name string,
+) (*unstructured.Unstructured, error) {
+	served, err := r.kinds.has(p.Kind())
+	if !served || err != nil {
+		return nil, err
+	}
+	route := routing.NewRoute(p)
+	err = r.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, route)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading VirtualService %q: %w", name, err)
+		return nil, fmt.Errorf("reading %s %q: %w", p.Kind().Kind, name, err)
 	}
-	return vs, nil
+	return route, nil
 }
 
 // service reads a Service, nil if there is none.
@@ -164,10 +223,4 @@ func service(ctx context.Context, reader client.Reader, namespace, name string) 
 		return nil, fmt.Errorf("reading Service %q: %w", name, err)
 	}
 	return &service, nil
-}
-
-func newVirtualServiceList() *unstructured.UnstructuredList {
-	list := &unstructured.UnstructuredList{}
-	list.SetGroupVersionKind(routing.VirtualServiceKind.GroupVersion().WithKind(routing.VirtualServiceKind.Kind + "List"))
-	return list
 }

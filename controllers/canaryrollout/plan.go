@@ -5,6 +5,7 @@ package canaryrollout
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,14 +25,23 @@ type observed struct {
 	stable, canary side
 	// asked is the share that is asked for the canary, 0 to 100.
 	asked int32
-	// virtualService is the one named like the rollout, nil if there is none.
-	virtualService *unstructured.Unstructured
+	// provider is that of the route, served tells whether the API server serves its kind.
+	provider routing.Provider
+	served   bool
+	// route is the one of the provider that is named like the rollout, nil if there is none.
+	route *unstructured.Unstructured
+	// former is a route of the rollout's own that is of another provider, nil if there is none.
+	former *unstructured.Unstructured
 	// service is the one named like the rollout, nil if there is none.
 	service *corev1.Service
-	// adopted is the one that virtualServiceRef names, nil if there is none or the mode is not Adopt.
+	// adopted is the route that the rollout adopts, nil if there is none or the mode is not Adopt.
 	adopted *unstructured.Unstructured
-	// root is the user's VirtualService that delegates to the one named like the rollout, nil if there is none.
+	// root is the user's VirtualService that delegates to the route named like the rollout, nil if there is none.
 	root *unstructured.Unstructured
+	// drift is a foreign change of the route, nil if there is none.
+	drift *drift
+	// now is when this was observed.
+	now time.Time
 	// targetPort is where stable's pods take requests, nil while stable's Service does not exist.
 	targetPort *intstr.IntOrString
 	// rival has the better right to the route, nil if nobody has.
@@ -66,14 +76,27 @@ type plan struct {
 	host string
 	// unbound says why no client finds the route that is planned, empty if one can.
 	unbound string
-	// service and virtualService are the objects to apply, nil for none.
-	service        *corev1ac.ServiceApplyConfiguration
-	virtualService *unstructured.Unstructured
-	// binding is the route to edit in mode Adopt, nil for none.
+	// service and route are the objects to apply, nil for none.
+	service *corev1ac.ServiceApplyConfiguration
+	route   *unstructured.Unstructured
+	// provider is the kind of route that is planned.
+	provider v1alpha1.RoutingProvider
+	// binding is the rule to edit in mode Adopt, nil for none.
 	binding *routing.Binding
-	// pruneService and pruneVirtualService tell whether those of the rollout's own are no longer wanted, once the rest
-	// is in place.
-	pruneService, pruneVirtualService bool
+	// carried tells whether the route carries it already.
+	carried bool
+	// drift is a foreign change that the plan undoes or leaves, nil if there is none.
+	drift *drift
+	// repairs are when foreign changes were undone, with the one planned now.
+	repairs []time.Time
+	// acceptance tells whether the route, as it is to be, has been taken up.
+	acceptance routing.Acceptance
+	// pruneRoutes are routes of the rollout's own that are no longer wanted, and pruneService tells whether its Service
+	// is not, once the rest is in place.
+	pruneRoutes  []*unstructured.Unstructured
+	pruneService bool
+	// wake is when to look again if nothing happens before, 0 for never.
+	wake time.Duration
 	// held says why the route is left as it is, and heldReason is the reason; both are empty if it is not.
 	held, heldReason string
 	// stalled says what the user must change, nil if nothing.
@@ -91,10 +114,15 @@ func (p plan) routes() bool {
 // and held when a side that is not in the route yet has still to come up, so that an edit which names a side that does
 // not exist never takes traffic from one that does.
 func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
-	p := plan{desired: routing.Desired(seen.asked)}
+	p := plan{desired: routing.Desired(seen.asked), provider: seen.provider.Name()}
 	p.bind(rollout, seen)
 	if p.stalled = refusal(rollout, seen); p.stalled != nil {
-		p.pruneVirtualService = withdrawn(rollout, seen)
+		if withdrawn(seen) {
+			p.pruneRoutes = ownRoutes(rollout, seen)
+		}
+		if !seen.served {
+			p.wake = kindsInterval
+		}
 		return p
 	}
 	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, seen.canary.ready)
@@ -108,6 +136,7 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	} else {
 		p.own(rollout, seen)
 	}
+	p.countDrift(rollout, seen)
 	return p
 }
 
@@ -133,8 +162,12 @@ func (p *plan) bind(rollout *v1alpha1.CanaryRollout, seen observed) {
 
 // refusal returns what keeps a rollout from having a route until the user acts, nil if nothing does.
 func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
-	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt && rollout.Spec.Routing.VirtualServiceRef == nil {
-		return status.Stalledf(v1alpha1.ReasonVirtualServiceNotFound, "virtualServiceRef is needed in mode Adopt; set it")
+	if _, adopts := routing.Adopted(rollout); rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt && !adopts {
+		return status.Stalledf(v1alpha1.ReasonRouteNotFound, "virtualServiceRef or httpRouteRef is needed in mode Adopt; set one")
+	}
+	if !seen.served {
+		return status.Stalledf(v1alpha1.ReasonProviderNotInstalled,
+			"the API server serves no %s; install its definition, or choose another routing.provider", seen.provider.Kind().Kind)
 	}
 	if seen.rival != nil {
 		return status.Stalledf(v1alpha1.ReasonRouteConflict,
@@ -153,17 +186,37 @@ func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
 	return nil
 }
 
-// withdrawn reports whether a rollout that lost its host to one whose own route is in place still has a VirtualService
-// for it: Istio takes the older VirtualService, which may be the wrong one.
-func withdrawn(rollout *v1alpha1.CanaryRollout, seen observed) bool {
-	rival := seen.rival
-	return rival != nil && rival.Routes && rival.Kind == rolloutKind && owns(rollout, seen.virtualService)
+// withdrawn reports whether a rollout lost its host to one whose own route is in place: of two routes the older one is
+// obeyed, which may be the wrong one, so the loser's must go.
+func withdrawn(seen observed) bool {
+	return seen.rival != nil && seen.rival.Routes && seen.rival.Kind == rolloutKind
 }
 
-// own plans a VirtualService of the rollout's own and, if clients have no host of theirs, the Service that they call.
+// ownRoutes returns the routes of the rollout's own.
+func ownRoutes(rollout *v1alpha1.CanaryRollout, seen observed) []*unstructured.Unstructured {
+	var routes []*unstructured.Unstructured
+	for _, route := range []*unstructured.Unstructured{seen.route, seen.former} {
+		if owns(rollout, route) {
+			routes = append(routes, route)
+		}
+	}
+	return routes
+}
+
+// mentions reports whether a route of the rollout's own leads to a host.
+func mentions(seen observed, host string) bool {
+	for _, route := range []*unstructured.Unstructured{seen.route, seen.former} {
+		if route != nil && routing.ProviderOf(route).Mentions(route, host) {
+			return true
+		}
+	}
+	return false
+}
+
+// own plans a route of the rollout's own and, if clients have no host of theirs, the Service that they call.
 func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	stable, canary := destination(rollout, seen.stable), destination(rollout, seen.canary)
-	routed := owns(rollout, seen.virtualService) && routing.Mentions(seen.virtualService, stable.Host)
+	routed := len(ownRoutes(rollout, seen)) > 0 && mentions(seen, stable.Host)
 	if seen.stable.ready == 0 && !routed {
 		p.hold(seen.stable)
 		return
@@ -176,7 +229,20 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	if !delegate {
 		route.Hosts, route.Gateways = routing.Hosts(rollout), rollout.Spec.Routing.Gateways
 	}
-	p.virtualService = route.VirtualService()
+	rendered, err := seen.provider.Render(route)
+	if err != nil {
+		p.stalled = refused(err)
+		return
+	}
+	p.route = rendered
+	var carrier *unstructured.Unstructured
+	if seen.route != nil && routing.Carries(seen.route, rendered) {
+		carrier = seen.route
+	}
+	p.carried, p.acceptance = carrier != nil, seen.provider.Acceptance(carrier)
+	if seen.former != nil && p.acceptance.Accepted {
+		p.pruneRoutes = append(p.pruneRoutes, seen.former)
+	}
 	switch {
 	case delegate, len(rollout.Spec.Routing.Hosts) > 0:
 		p.pruneService = owns(rollout, seen.service)
@@ -185,20 +251,31 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	}
 }
 
-// adopt plans the edit of a user's VirtualService.
+// adopt plans the edit of a user's route.
 func (p *plan) adopt(rollout *v1alpha1.CanaryRollout, seen observed) {
-	ref := rollout.Spec.Routing.VirtualServiceRef
+	ref, _ := routing.Adopted(rollout)
 	if seen.adopted == nil {
-		p.stalled = status.Stalledf(v1alpha1.ReasonVirtualServiceNotFound,
-			"VirtualService %q does not exist; create it, or correct virtualServiceRef.name", ref.Name)
+		reason, field := v1alpha1.ReasonVirtualServiceNotFound, "virtualServiceRef"
+		if ref.Provider == routing.HTTPRoutes {
+			reason, field = v1alpha1.ReasonHTTPRouteNotFound, "httpRouteRef"
+		}
+		p.stalled = status.Stalledf(reason, "%s %q does not exist; create it, or correct %s.name",
+			ref.Provider.Kind().Kind, ref.Name, field)
 		return
 	}
-	binding, err := routing.Bind(seen.adopted, ref.Route,
+	binding, err := ref.Provider.Bind(seen.adopted, ref.Rule,
 		destination(rollout, seen.stable), destination(rollout, seen.canary))
 	switch {
 	case err == nil:
 		p.binding = binding
-		p.pruneVirtualService, p.pruneService = owns(rollout, seen.virtualService), owns(rollout, seen.service)
+		var carrier *unstructured.Unstructured
+		if binding.Carries(p.weights) {
+			carrier = seen.adopted
+		}
+		p.carried = carrier != nil
+		if p.acceptance = ref.Provider.Acceptance(carrier); p.acceptance.Accepted {
+			p.pruneRoutes, p.pruneService = ownRoutes(rollout, seen), owns(rollout, seen.service)
+		}
 	case !seen.stable.exists:
 		p.hold(seen.stable)
 	case !seen.canary.exists:
@@ -231,11 +308,11 @@ func owns[T any, P interface {
 	return object != nil && metav1.IsControlledBy(object, rollout)
 }
 
-func hostOf(vs *unstructured.Unstructured) string {
-	if vs == nil {
+func hostOf(route *unstructured.Unstructured) string {
+	if route == nil {
 		return ""
 	}
-	if hosts := routing.HostsOf(vs); len(hosts) > 0 {
+	if hosts := routing.ProviderOf(route).Hosts(route); len(hosts) > 0 {
 		return hosts[0]
 	}
 	return ""

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
@@ -20,17 +21,17 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	s.Host = p.host
 	s.Weights.Desired = &p.desired
 	if err == nil && p.routes() {
-		s.Colours = colourNames(p.colours)
+		s.Colours, s.Provider = colourNames(p.colours), p.provider
 	}
-	if err == nil && p.routes() && (s.Weights.Applied == nil || *s.Weights.Applied != p.weights) {
+	if err == nil && p.routes() && p.acceptance.Accepted && (s.Weights.Applied == nil || *s.Weights.Applied != p.weights) {
 		s.Weights.Applied = &p.weights
 		// The API server keeps whole seconds; anything finer would differ at every look.
 		s.Weights.LastAppliedTime = &metav1.Time{Time: now.Truncate(time.Second)}
 	}
-	if p.stalled != nil && p.pruneVirtualService {
-		s.Weights.Applied, s.Weights.LastAppliedTime = nil, nil
+	if p.stalled != nil && len(p.pruneRoutes) > 0 {
+		s.Provider, s.Weights.Applied, s.Weights.LastAppliedTime = "", nil, nil
 	}
-	if err == nil && p.routes() {
+	if err == nil && p.routes() && p.acceptance.Accepted {
 		s.RolloutProgress = settled(&s, p, now)
 	}
 	setProgressing(&s, rollout.Generation)
@@ -46,7 +47,22 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 		applied = failed(v1alpha1.ConditionRouteApplied, v1alpha1.ReasonRouteNotWritten, message)
 	}
 	status.Set(&s.Conditions, rollout.Generation, ready, applied, stalled)
+	setDrift(&s, rollout, p, err)
 	return s
+}
+
+// setDrift reports foreign changes of the route. One whose repair failed is told of when it has succeeded.
+func setDrift(s *v1alpha1.CanaryRolloutStatus, rollout *v1alpha1.CanaryRollout, p plan, err error) {
+	if err != nil {
+		return
+	}
+	told, condition := driftOf(rollout, p)
+	s.Drift = told
+	if condition == nil {
+		meta.RemoveStatusCondition(&s.Conditions, v1alpha1.ConditionDriftDetected)
+		return
+	}
+	status.Set(&s.Conditions, rollout.Generation, *condition)
 }
 
 func colourNames(colours []routing.Colour) []string {
@@ -70,6 +86,9 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 		return failed(v1alpha1.ConditionReady, p.heldReason, p.held)
 	case p.unbound != "":
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonRouteNotBound, p.unbound)
+	case !p.acceptance.Accepted:
+		reason, message := pending(p)
+		return failed(v1alpha1.ConditionReady, reason, message)
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
 			"InferenceService %q has no ready pod, so it gets nothing of the %d percent asked.", canary, p.desired.Canary))
@@ -87,10 +106,24 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	}
 }
 
+// pending says why a route that is written is not in force.
+func pending(p plan) (reason, message string) {
+	if p.acceptance.Refusal != "" {
+		return v1alpha1.ReasonRouteNotAccepted, "The route is written and not obeyed: " + p.acceptance.Refusal
+	}
+	return v1alpha1.ReasonWaitingForGateway, fmt.Sprintf(
+		"The %s carries the weights %d and %d; its gateway controller has not accepted it yet.",
+		p.provider, p.weights.Stable, p.weights.Canary)
+}
+
 // appliedCondition says whether the route carries what was planned, be it what was asked or not.
 func appliedCondition(p plan) status.Condition {
 	if p.held != "" {
 		return failed(v1alpha1.ConditionRouteApplied, p.heldReason, p.held)
+	}
+	if !p.acceptance.Accepted {
+		reason, message := pending(p)
+		return failed(v1alpha1.ConditionRouteApplied, reason, message)
 	}
 	return status.Condition{
 		Type: v1alpha1.ConditionRouteApplied, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,

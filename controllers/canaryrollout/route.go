@@ -19,55 +19,58 @@ import (
 	"serverless.xyz/outrigger/routing"
 )
 
-// errRouteMoves is returned when an adopted VirtualService changes faster than it can be patched.
-var errRouteMoves = errors.New("the VirtualService changed during every attempt to patch it")
+// errRouteMoves is returned when an adopted route changes faster than it can be patched.
+var errRouteMoves = errors.New("the route changed during every attempt to patch it")
 
 // patchAttempts bounds how often a patch is worked out anew in one reconcile.
 const patchAttempts = 4
 
-// applyRoute writes the rollout's own VirtualService, if the live one differs. The lists of a VirtualService are atomic,
-// so they are compared and written whole: a route that somebody added goes.
+// applyRoute writes the rollout's own route, if the live one differs. The lists of a route are atomic, so they are
+// compared and written whole: a rule that somebody added goes. What was written is marked, by which foreign changes are
+// known later.
 func (r *Reconciler) applyRoute(
 	ctx context.Context, rollout *v1alpha1.CanaryRollout, live, want *unstructured.Unstructured,
-) (bool, error) {
+) error {
+	fingerprint, err := routing.Fingerprint(want)
+	if err != nil {
+		return err
+	}
 	if live != nil {
 		if err := checkOwner(rollout, live); err != nil {
-			return false, err
+			return err
 		}
-		if routing.Carries(live, want) && live.GetLabels()[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy {
-			return r.removeStrangers(ctx, live, want)
+		if routing.Carries(live, want) && isMarked(live, fingerprint) {
+			return nil
 		}
 	}
-	want.SetLabels(map[string]string{
+	stored := want.DeepCopy()
+	stored.SetLabels(map[string]string{
 		v1alpha1.LabelManagedBy: v1alpha1.ManagedBy, v1alpha1.LabelInstance: rollout.Name,
 	})
-	want.SetOwnerReferences([]metav1.OwnerReference{*metav1.NewControllerRef(rollout, rolloutGVK)})
-	err := r.client.Apply(
+	stored.SetAnnotations(map[string]string{v1alpha1.AnnotationAppliedHash: fingerprint})
+	stored.SetOwnerReferences([]metav1.OwnerReference{*metav1.NewControllerRef(rollout, rolloutGVK)})
+	err = r.client.Apply(
 		ctx,
-		client.ApplyConfigurationFromUnstructured(want),
+		client.ApplyConfigurationFromUnstructured(stored), // which becomes what the API server has stored
 		client.FieldOwner(fieldManager),
 		client.ForceOwnership,
 	)
 	if err != nil {
-		return false, fmt.Errorf("applying VirtualService %q: %w", want.GetName(), err)
+		return fmt.Errorf("applying %s %q: %w", want.GetKind(), want.GetName(), err)
 	}
-	return true, nil
-}
-
-// removeStrangers removes fields that somebody else set, which server-side apply leaves alone.
-func (r *Reconciler) removeStrangers(ctx context.Context, live, want *unstructured.Unstructured) (bool, error) {
-	strangers, err := routing.Strangers(live, want)
+	// What others set, and we never did, has been left alone.
+	strangers, err := routing.ProviderOf(want).Strangers(stored, want)
 	if err != nil || strangers == nil {
-		return false, err
+		return err
 	}
-	return true, r.patch(ctx, live, strangers)
+	return r.patch(ctx, stored, strangers)
 }
 
-// patch sends a JSON Patch of a VirtualService, which is not changed.
-func (r *Reconciler) patch(ctx context.Context, vs *unstructured.Unstructured, patch []byte) error {
+// patch sends a JSON Patch of a route, which is not changed.
+func (r *Reconciler) patch(ctx context.Context, route *unstructured.Unstructured, patch []byte) error {
 	raw := client.RawPatch(types.JSONPatchType, patch)
-	if err := r.client.Patch(ctx, vs.DeepCopy(), raw, client.FieldOwner(fieldManager)); err != nil {
-		return fmt.Errorf("patching VirtualService %q: %w", vs.GetName(), err)
+	if err := r.client.Patch(ctx, route.DeepCopy(), raw, client.FieldOwner(fieldManager)); err != nil {
+		return fmt.Errorf("patching %s %q: %w", route.GetKind(), route.GetName(), err)
 	}
 	return nil
 }
@@ -88,50 +91,47 @@ func checkOwner(rollout *v1alpha1.CanaryRollout, live *unstructured.Unstructured
 	}
 }
 
-// patchRoute sets the weights in a user's VirtualService, if they differ. The API server evaluates the patch's tests on
-// the stored object and answers a failed one with 422, as it does for an object that it will not have. A read past the
-// cache tells the two apart: if the route has moved, the patch is worked out anew.
-func (r *Reconciler) patchRoute(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, p plan) (bool, error) {
-	binding, vs := p.binding, seen.adopted
+// patchRoute sets the weights in a user's route, if they differ. The API server evaluates the patch's tests on the
+// stored object and answers a failed one with 422, as it does for an object that it will not have. A read past the cache
+// tells the two apart: if the rule has moved, the patch is worked out anew.
+func (r *Reconciler) patchRoute(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, p plan) error {
+	binding, route := p.binding, seen.adopted
 	for range patchAttempts {
 		if binding.Carries(p.weights) {
-			return false, nil
+			return nil
 		}
 		patch, err := binding.Patch(p.weights)
 		if err != nil {
-			return false, err
+			return err
 		}
-		if err = r.patch(ctx, vs, patch); err == nil {
-			return true, nil
+		refusal := r.patch(ctx, route, patch)
+		if refusal == nil || !apierrors.IsInvalid(refusal) {
+			return refusal
 		}
-		if !apierrors.IsInvalid(err) {
-			return false, err
-		}
-		refusal := err
-		if vs, binding, err = r.rebind(ctx, rollout, seen); err != nil {
-			return false, err
+		if route, binding, err = r.rebind(ctx, rollout, seen); err != nil {
+			return err
 		}
 		again, err := binding.Patch(p.weights)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if bytes.Equal(again, patch) {
-			return false, refusal
+			return refusal
 		}
 	}
-	return false, errRouteMoves
+	return errRouteMoves
 }
 
-// rebind finds the route in the VirtualService as it is stored now.
+// rebind finds the rule in the route as it is stored now.
 func (r *Reconciler) rebind(
 	ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed,
 ) (*unstructured.Unstructured, *routing.Binding, error) {
-	ref := rollout.Spec.Routing.VirtualServiceRef
-	vs := routing.NewVirtualService()
-	err := r.live.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: ref.Name}, vs)
+	ref, _ := routing.Adopted(rollout)
+	route := routing.NewRoute(ref.Provider)
+	err := r.live.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: ref.Name}, route)
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading VirtualService %q past the cache: %w", ref.Name, err)
+		return nil, nil, fmt.Errorf("reading %s %q past the cache: %w", route.GetKind(), ref.Name, err)
 	}
-	binding, err := routing.Bind(vs, ref.Route, destination(rollout, seen.stable), destination(rollout, seen.canary))
-	return vs, binding, refused(err)
+	binding, err := ref.Provider.Bind(route, ref.Rule, destination(rollout, seen.stable), destination(rollout, seen.canary))
+	return route, binding, refused(err)
 }

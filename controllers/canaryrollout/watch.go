@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -25,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -37,31 +40,63 @@ import (
 // workers is how many rollouts are reconciled at once, so that many edits at one time do not queue behind each other.
 const workers = 8
 
-// echoDelay is how long a change of a VirtualService waits before it wakes a rollout. Most are echoes of the controller's
+// echoDelay is how long a change of a route waits before it wakes a rollout. Most are echoes of the controller's
 // own writes, and those would otherwise be looked at with a status in the cache that is about to be outdated.
 const echoDelay = 25 * time.Millisecond
 
-// SetupWithManager registers the controller and its watches. The kinds of KServe and Istio must be installed.
+// SetupWithManager registers the controller and its watches. KServe's kinds must be installed; kinds of routes may come
+// later.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	sides, err := sidesOf(mgr)
 	if err != nil {
 		return err
 	}
 	r.sides = sides.GetClient()
-	return builder.ControllerManagedBy(mgr).
+	c, err := builder.ControllerManagedBy(mgr).
 		Named(Name).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(
 			predicate.Or(predicate.GenerationChangedPredicate{}, changed(readOfVerbs)))).
 		Owns(&corev1.Service{}).
 		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(routing.NewVirtualService(), r.wakingLate(byVirtualService), builder.WithPredicates(changed(readOfVirtualService))).
 		Watches(&kserve.InferenceService{}, r.waking(byInferenceService), builder.WithPredicates(changed(readOfInferenceService))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &discoveryv1.EndpointSlice{}, r.waking(byLabel), changed(readOfEndpoints))).
-		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
+		Build(reconcile.AsReconciler(mgr.GetClient(), r))
+	if err != nil {
+		return err
+	}
+	for _, p := range routing.Providers() {
+		if err := r.watchRoutes(mgr, c, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watchRoutes watches the routes of a provider, as soon as the API server serves them.
+func (r *Reconciler) watchRoutes(mgr ctrl.Manager, c controller.Controller, p routing.Provider) error {
+	watch := func() error {
+		return c.Watch(source.Kind[client.Object](
+			mgr.GetCache(), routing.NewRoute(p), r.wakingLate(byRoute), changed(readOfRoute)))
+	}
+	served, err := r.kinds.has(p.Kind())
+	if err != nil {
+		return err
+	}
+	if served {
+		return watch()
+	}
+	return mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		return wait.PollUntilContextCancel(ctx, kindsInterval, false, func(context.Context) (bool, error) {
+			if served, err := r.kinds.has(p.Kind()); err != nil || !served {
+				return false, nil //nolint:nilerr // an API server that is away now is asked again.
+			}
+			return true, watch()
+		})
+	}))
 }
 
 // sidesOf adds a second cache to the manager, of the Services and EndpointSlices of InferenceServices. Those in the
@@ -140,21 +175,21 @@ func byClaim(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
 	return ok && other.UID != rollout.UID && routing.Overlap(routing.Claims(rollout), routing.Claims(other))
 }
 
-// byVirtualService: a VirtualService concerns the rollout that owns or adopts it, or to whose it delegates, and those
-// that want its hosts.
-func byVirtualService(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
-	vs, ok := object.(*unstructured.Unstructured)
+// byRoute: a route concerns the rollout that owns or adopts it, or to whose it delegates, those that want its hosts, and
+// those whose stable InferenceService KServe made it for.
+func byRoute(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+	route, ok := object.(*unstructured.Unstructured)
 	if !ok {
 		return false
 	}
-	if vs.GetNamespace() == rollout.Namespace {
-		ref := rollout.Spec.Routing.VirtualServiceRef
-		if vs.GetName() == rollout.Name || ref != nil && vs.GetName() == ref.Name {
+	if route.GetNamespace() == rollout.Namespace {
+		ref, _ := routing.Adopted(rollout)
+		if slices.Contains([]string{rollout.Name, ref.Name, rollout.Spec.Stable.InferenceService}, route.GetName()) {
 			return true
 		}
 	}
-	return routing.DelegatesTo(vs, rollout.Namespace, rollout.Name) ||
-		routing.Overlap(routing.Claims(rollout), routing.ClaimsOf(vs, rollout.Namespace))
+	return routing.DelegatesTo(route, rollout.Namespace, rollout.Name) ||
+		routing.Overlap(routing.Claims(rollout), routing.ClaimsOf(route, rollout.Namespace))
 }
 
 func byInferenceService(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
@@ -178,12 +213,15 @@ func changed(read func(client.Object) any) predicate.Predicate {
 	}}
 }
 
-func readOfVirtualService(object client.Object) any {
-	vs, ok := object.(*unstructured.Unstructured)
+func readOfRoute(object client.Object) any {
+	route, ok := object.(*unstructured.Unstructured)
 	if !ok {
 		return nil
 	}
-	return []any{vs.Object["spec"], vs.GetOwnerReferences(), vs.GetLabels()[v1alpha1.LabelManagedBy], vs.GetUID()}
+	return []any{
+		route.Object["spec"], route.GetOwnerReferences(), route.GetLabels()[v1alpha1.LabelManagedBy], route.GetUID(),
+		routing.ProviderOf(route).Acceptance(route),
+	}
 }
 
 func readOfVerbs(object client.Object) any {

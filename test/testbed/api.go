@@ -78,8 +78,12 @@ func (t *Testbed) etcd() component {
 }
 
 func (t *Testbed) apiServer(parts []Part) (component, error) {
+	services, own := virtualServices, virtualServiceIP
+	if t.options.Size == Node {
+		services, own = t.network().services(), t.network().serviceIP(1)
+	}
 	serving, err := t.ca.issue("kube-apiserver", "kube-apiserver", nil, []string{
-		"localhost", loopback, t.address(), t.network().serviceIP(1),
+		"localhost", loopback, t.address(), own,
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
 	})
 	if err != nil {
@@ -97,7 +101,7 @@ func (t *Testbed) apiServer(parts []Part) (component, error) {
 		"--client-ca-file=" + t.ca.path("ca.crt"),
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=" + tokens, "--service-account-signing-key-file=" + tokens,
-		"--service-cluster-ip-range=" + t.network().services(),
+		"--service-cluster-ip-range=" + services,
 		"--authorization-mode=Node,RBAC", "--anonymous-auth=false",
 		"--allow-privileged=true", "--profiling=false",
 	}

@@ -22,5 +22,12 @@ func (n network) services() string { return fmt.Sprintf("198.19.%d.0/24", 128+n.
 
 func (n network) serviceIP(number int) string { return fmt.Sprintf("198.19.%d.%d", 128+n.slot, number) }
 
+// virtualServices is the range of Services' cluster addresses where no node routes them, and many tests share one API
+// server; virtualServiceIP is the API server's own in it.
+const (
+	virtualServices  = "198.18.0.0/16"
+	virtualServiceIP = "198.18.0.1"
+)
+
 // linkName is the name of this machine's end of the link.
 func (n network) linkName() string { return fmt.Sprintf("outrigger%d", n.slot) }

@@ -34,12 +34,16 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.ColourMatchApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CookieMark"):
 		return &apisv1alpha1.CookieMarkApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("DriftPolicy"):
+		return &apisv1alpha1.DriftPolicyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("EphemeralVolume"):
 		return &apisv1alpha1.EphemeralVolumeApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("FeatureCache"):
 		return &apisv1alpha1.FeatureCacheApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("HeaderMark"):
 		return &apisv1alpha1.HeaderMarkApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("HTTPRouteReference"):
+		return &apisv1alpha1.HTTPRouteReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LocalObjectReference"):
 		return &apisv1alpha1.LocalObjectReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Memcached"):
@@ -64,6 +68,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.PreloadVolumeApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutAttempt"):
 		return &apisv1alpha1.RolloutAttemptApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutDrift"):
+		return &apisv1alpha1.RolloutDriftApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutProgress"):
 		return &apisv1alpha1.RolloutProgressApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutRouting"):

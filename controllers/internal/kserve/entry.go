@@ -4,8 +4,10 @@ package kserve
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/kserve/kserve/pkg/constants"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Entry is the Service at which requests for an InferenceService enter it, in KServe's Standard mode: that of the
@@ -39,6 +41,12 @@ func entry(service string) Entry {
 		Service: service, Port: constants.CommonDefaultHttpPort,
 		Selector: map[string]string{"app": constants.GetRawServiceLabel(service)},
 	}
+}
+
+// Controls reports whether an object was made, and is kept, for an InferenceService.
+func Controls(object metav1.Object) bool {
+	owner := metav1.GetControllerOf(object)
+	return owner != nil && owner.Kind == GroupVersionKind.Kind && strings.HasPrefix(owner.APIVersion, GroupVersionKind.Group+"/")
 }
 
 // UsesServices reports whether requests for an InferenceService enter it by a Service in front of its pods: true in

@@ -39,7 +39,7 @@ var definitions = sync.OnceValue(func() error {
 	return shared.InstallCRDs(ctx, filepath.Join(Root(), "config/crd/bases"))
 })
 
-// InstallForeign installs the kinds of KServe and Istio.
+// InstallForeign installs the kinds of KServe, Istio and the Gateway API.
 func InstallForeign(ctx context.Context, tb *testbed.Testbed) error {
 	kserveDir, err := testbed.ModuleDir(ctx, Root(), "github.com/kserve/kserve")
 	if err != nil {
@@ -49,7 +49,14 @@ func InstallForeign(ctx context.Context, tb *testbed.Testbed) error {
 	if err != nil {
 		return err
 	}
-	if err := tb.ApplyFiles(ctx, filepath.Join(istioDir, "manifests/charts/base/files/crd-all.gen.yaml")); err != nil {
+	gatewayDir, err := testbed.ModuleDir(ctx, Root(), "sigs.k8s.io/gateway-api")
+	if err != nil {
+		return err
+	}
+	if err := tb.ApplyFiles(ctx,
+		filepath.Join(istioDir, "manifests/charts/base/files/crd-all.gen.yaml"),
+		filepath.Join(gatewayDir, "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"),
+	); err != nil {
 		return err
 	}
 	return tb.InstallCRDs(ctx, filepath.Join(kserveDir, "config/crd/full"))

@@ -13,17 +13,22 @@ import (
 //
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatusApplyConfiguration struct {
-	// conditions are Ready, RouteApplied and Stalled, and with a strategy Progressing.
+	// conditions are Ready, RouteApplied and Stalled, with a strategy Progressing, and after a foreign change of the route
+	// DriftDetected.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
+	// provider is the kind of route that carries the weights, VirtualService or HTTPRoute; empty while there is none.
+	Provider *apisv1alpha1.RoutingProvider `json:"provider,omitempty"`
 	// host is the first host name at which clients find the route, empty while there is none.
 	Host *string `json:"host,omitempty"`
 	// colours are the names of the colours in force. One whose side has no ready pod is not, unless its fallback is
 	// None.
 	Colours []string `json:"colours,omitempty"`
 	// weights are the shares of the two sides.
-	Weights                           *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
+	Weights *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
+	// drift tells of foreign changes of the route, as long as they matter.
+	Drift                             *RolloutDriftApplyConfiguration `json:"drift,omitempty"`
 	RolloutProgressApplyConfiguration `json:",inline"`
 }
 
@@ -54,6 +59,14 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithObservedGeneration(value int
 	return b
 }
 
+// WithProvider sets the Provider field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Provider field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithProvider(value apisv1alpha1.RoutingProvider) *CanaryRolloutStatusApplyConfiguration {
+	b.Provider = &value
+	return b
+}
+
 // WithHost sets the Host field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Host field is set to the value of the last call.
@@ -77,6 +90,14 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithColours(values ...string) *C
 // If called multiple times, the Weights field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithWeights(value *RolloutWeightsApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
 	b.Weights = value
+	return b
+}
+
+// WithDrift sets the Drift field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Drift field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithDrift(value *RolloutDriftApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
+	b.Drift = value
 	return b
 }
 

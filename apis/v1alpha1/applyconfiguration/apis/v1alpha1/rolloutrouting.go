@@ -11,19 +11,30 @@ import (
 //
 // RolloutRouting says through which route the traffic flows.
 type RolloutRoutingApplyConfiguration struct {
-	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a VirtualService and, when hosts is unset, a Service,
-	// both named like the rollout. Delegate has it make a VirtualService without hosts, to which a route of a
-	// VirtualService of yours delegates by this name; yours is only read. Adopt has it edit the weights of one route of
-	// a VirtualService of yours, and nothing else in it.
+	// provider is the kind of route: VirtualService is Istio's, HTTPRoute the Gateway API's. Auto, which is the default,
+	// takes the one that mode and references name; else keeps the one that the rollout has; else takes HTTPRoute if
+	// the API server serves no VirtualServices, or if KServe makes HTTPRoutes for the stable InferenceService; else
+	// VirtualService. status.provider tells which it is.
+	Provider *apisv1alpha1.RoutingProvider `json:"provider,omitempty"`
+	// mode is Owned, Delegate or Adopt. Owned has Outrigger make a route and, when hosts is unset, a Service, both named
+	// like the rollout. Delegate has it make a VirtualService without hosts, to which a route of a VirtualService of
+	// yours delegates by this name; yours is only read. Adopt has it edit the weights of one rule of a VirtualService or
+	// HTTPRoute of yours, and nothing else in it.
 	Mode *apisv1alpha1.RoutingMode `json:"mode,omitempty"`
 	// hosts are the host names that clients call, in mode Owned. When unset, they call the Service that Outrigger makes:
 	// <rollout>.<namespace>.svc.cluster.local.
 	Hosts []string `json:"hosts,omitempty"`
-	// gateways are the Istio Gateways whose traffic is routed, in mode Owned: names, namespace/name, or mesh for
-	// callers inside the mesh. When unset, mesh.
+	// gateways are the Gateways whose traffic is routed, in mode Owned: names, namespace/name, or mesh for callers inside
+	// the mesh. When unset, mesh. They are Istio's own for VirtualServices and the Gateway API's for HTTPRoutes. With
+	// HTTPRoutes, callers inside the mesh reach Services only, so each of hosts must be one if mesh is among gateways.
 	Gateways []string `json:"gateways,omitempty"`
 	// virtualServiceRef names the route to edit, in mode Adopt.
 	VirtualServiceRef *VirtualServiceReferenceApplyConfiguration `json:"virtualServiceRef,omitempty"`
+	// httpRouteRef names the rule to edit, in mode Adopt.
+	HTTPRouteRef *HTTPRouteReferenceApplyConfiguration `json:"httpRouteRef,omitempty"`
+	// driftPolicy says what becomes of changes that somebody else makes to the weights of an adopted route, or to
+	// anything in a route of Outrigger's own.
+	DriftPolicy *DriftPolicyApplyConfiguration `json:"driftPolicy,omitempty"`
 	// onDelete says what becomes of the route when the rollout is deleted. Stable gives stable all traffic of an
 	// adopted route; a route of Outrigger's own goes with the rollout. Keep leaves the route with its last weights; one
 	// of Outrigger's own then has no owner any more, and a later rollout of the same name takes it over. Restore gives an
@@ -36,6 +47,14 @@ type RolloutRoutingApplyConfiguration struct {
 // apply.
 func RolloutRouting() *RolloutRoutingApplyConfiguration {
 	return &RolloutRoutingApplyConfiguration{}
+}
+
+// WithProvider sets the Provider field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Provider field is set to the value of the last call.
+func (b *RolloutRoutingApplyConfiguration) WithProvider(value apisv1alpha1.RoutingProvider) *RolloutRoutingApplyConfiguration {
+	b.Provider = &value
+	return b
 }
 
 // WithMode sets the Mode field in the declarative configuration to the given value
@@ -71,6 +90,22 @@ func (b *RolloutRoutingApplyConfiguration) WithGateways(values ...string) *Rollo
 // If called multiple times, the VirtualServiceRef field is set to the value of the last call.
 func (b *RolloutRoutingApplyConfiguration) WithVirtualServiceRef(value *VirtualServiceReferenceApplyConfiguration) *RolloutRoutingApplyConfiguration {
 	b.VirtualServiceRef = value
+	return b
+}
+
+// WithHTTPRouteRef sets the HTTPRouteRef field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the HTTPRouteRef field is set to the value of the last call.
+func (b *RolloutRoutingApplyConfiguration) WithHTTPRouteRef(value *HTTPRouteReferenceApplyConfiguration) *RolloutRoutingApplyConfiguration {
+	b.HTTPRouteRef = value
+	return b
+}
+
+// WithDriftPolicy sets the DriftPolicy field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DriftPolicy field is set to the value of the last call.
+func (b *RolloutRoutingApplyConfiguration) WithDriftPolicy(value *DriftPolicyApplyConfiguration) *RolloutRoutingApplyConfiguration {
+	b.DriftPolicy = value
 	return b
 }
 

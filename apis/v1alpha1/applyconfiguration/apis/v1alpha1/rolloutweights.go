@@ -13,7 +13,8 @@ import (
 type RolloutWeightsApplyConfiguration struct {
 	// desired is what the spec asks for.
 	Desired *WeightPairApplyConfiguration `json:"desired,omitempty"`
-	// applied is what the route carries. It is set once the API server has acknowledged it.
+	// applied is what the route carries. It is set once the API server has acknowledged it and, of an HTTPRoute, once the
+	// gateways have accepted it.
 	Applied *WeightPairApplyConfiguration `json:"applied,omitempty"`
 	// lastAppliedTime is when applied last changed.
 	LastAppliedTime *v1.Time `json:"lastAppliedTime,omitempty"`

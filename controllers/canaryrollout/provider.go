@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package canaryrollout
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/utils/clock"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/routing"
+)
+
+// kindsInterval is how often a kind that is not served is asked for again.
+const kindsInterval = 5 * time.Second
+
+// servedKinds knows which kinds the API server serves. What is served stays so; what is not is asked for again after
+// kindsInterval.
+type servedKinds struct {
+	mapper meta.RESTMapper
+	clock  clock.PassiveClock
+
+	mu      sync.Mutex
+	served  map[schema.GroupVersionKind]bool
+	missing map[schema.GroupVersionKind]time.Time // when it was last asked for
+}
+
+func newServedKinds(mapper meta.RESTMapper, clk clock.PassiveClock) *servedKinds {
+	return &servedKinds{
+		mapper: mapper, clock: clk,
+		served: map[schema.GroupVersionKind]bool{}, missing: map[schema.GroupVersionKind]time.Time{},
+	}
+}
+
+// has reports whether a kind is served.
+func (k *servedKinds) has(kind schema.GroupVersionKind) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.served[kind] {
+		return true, nil
+	}
+	if asked, ok := k.missing[kind]; ok && k.clock.Since(asked) < kindsInterval {
+		return false, nil
+	}
+	_, err := k.mapper.RESTMapping(kind.GroupKind(), kind.Version)
+	switch {
+	case err == nil:
+		k.served[kind] = true
+		return true, nil
+	case meta.IsNoMatchError(err):
+		k.missing[kind] = k.clock.Now()
+		return false, nil
+	default:
+		return false, fmt.Errorf("looking for kind %s: %w", kind.Kind, err)
+	}
+}
+
+// routesFor holds something of each provider, nil where there is nothing.
+type routesFor[T any] map[v1alpha1.RoutingProvider]T
+
+// surroundings are what Auto decides from.
+type surroundings struct {
+	// served tells which kinds of routes the API server serves.
+	served routesFor[bool]
+	// owned tells of which kinds the rollout has a route of its own.
+	owned routesFor[bool]
+	// kserveUsesHTTPRoutes tells whether KServe makes HTTPRoutes for the stable InferenceService.
+	kserveUsesHTTPRoutes bool
+}
+
+// providerFor decides the kind of route. It is one that is not served if the spec asks for that, or if none is.
+func providerFor(rollout *v1alpha1.CanaryRollout, around surroundings) routing.Provider {
+	spec := rollout.Spec.Routing
+	if asked := routing.ProviderNamed(spec.Provider); asked != nil {
+		return asked
+	}
+	if ref, ok := routing.Adopted(rollout); ok {
+		return ref.Provider
+	}
+	if spec.Mode == v1alpha1.RoutingDelegate {
+		return routing.VirtualServices
+	}
+	for _, p := range routing.Providers() {
+		if around.owned[p.Name()] {
+			return p
+		}
+	}
+	const vs, hr = v1alpha1.ProviderVirtualService, v1alpha1.ProviderHTTPRoute
+	if around.served[hr] && (around.kserveUsesHTTPRoutes || !around.served[vs]) {
+		return routing.HTTPRoutes
+	}
+	return routing.VirtualServices
+}
