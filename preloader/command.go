@@ -20,13 +20,14 @@ const usage = `Usage:
   preloader pull SOURCE DIRECTORY [...]               the same
   preloader plan SOURCE DIRECTORY [...]               say what pull would do and need, and fetch nothing
   preloader verify DIRECTORY                          read a fetched tree and check every byte
+  preloader warm DIRECTORY [...]                      bring trees into the page cache, as far as memory has room
   preloader version                                   print the version
 
-SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json. Settings come from the environment;
+SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json, warm --limit=SIZE. Settings come from the environment;
 those named PRELOADER_ may also be given as flags, --verify=off for PRELOADER_VERIFY=off:
 AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_IO (auto, warm,
 bounded, direct), PRELOADER_CONNS, PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
-PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_SELECT (all, safetensors), PRELOADER_LINT (on, off), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
+PRELOADER_METRICS (addresses and files), PRELOADER_NODE_CACHE (a directory), PRELOADER_NODE_CACHE_SIZE, PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_SELECT (all, safetensors), PRELOADER_LINT (on, off), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
 `
 
 // Command is the command line: arguments without the program's name, the
@@ -62,6 +63,8 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 		return c.plan(ctx, flags, args)
 	case "verify":
 		return c.verify(ctx, args)
+	case "warm":
+		return c.warm(ctx, flags, args)
 	case "version":
 		fmt.Fprintln(c.Stdout, Version())
 		return ExitOK
@@ -78,7 +81,7 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 func (c *Command) verb() (string, []string) {
 	if len(c.Args) > 0 {
 		switch first := c.Args[0]; first {
-		case "pull", "plan", "verify", "version", "help":
+		case "pull", "plan", "verify", "warm", "version", "help":
 			return first, c.Args[1:]
 		case "-h", "-help", "--help":
 			return "help", nil
@@ -90,6 +93,10 @@ func (c *Command) verb() (string, []string) {
 // pull fetches pairs and leaves the last word.
 func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 	opts, err := OptionsFromEnv(c.Getenv)
+	var bar *screen
+	if !opts.JSONLogs {
+		c, bar = c.onScreen()
+	}
 	log := c.logger(opts.JSONLogs)
 	if err != nil {
 		opts.TerminationLog = firstOf(c.Getenv("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog)
@@ -102,8 +109,14 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 		failure.Code = ExitTransient
 		return c.end(log, opts, &Report{}, failure)
 	}
+	opts.Meter = &Meter{}
+	publishEnd := publish(opts.Metrics, opts.Meter, log)
+	stopFollowing := startFollowing(ctx, opts.Meter, log, bar)
 	report, err := Pull(ctx, opts, pairsOf(args), log)
-	return c.end(log, opts, report, err)
+	stopFollowing()
+	code := c.end(log, opts, report, err)
+	publishEnd(report, code)
+	return code
 }
 
 // pairsOf pairs an even number of arguments.

@@ -30,6 +30,8 @@ type engine struct {
 	log      *slog.Logger
 	progress *progress
 	policy   ioPolicy
+	// shelf is where files of this node are found and kept; nil if there is none.
+	shelf *shelf
 	// back bounds the pages on their way to disk; nil if nothing does.
 	back *writeback
 
@@ -56,6 +58,9 @@ type file struct {
 	// direct is the same file, opened to write around the page cache, or nil.
 	direct *os.File
 	proof  proof
+
+	// reused means that the bytes came from the node's cache.
+	reused bool
 
 	mu       sync.Mutex
 	chosen   bool
@@ -139,7 +144,7 @@ func (e *engine) work(ctx context.Context, w *worker) error {
 		}
 		var err error
 		if opening {
-			err = e.openFile(ctx, f)
+			err = e.openFile(ctx, w, f)
 		} else {
 			err = e.fetchSpan(ctx, w, f, part)
 		}
@@ -188,6 +193,7 @@ func (e *engine) settle(ctx context.Context, w *worker, f *file, err error) erro
 	if f.again == nil {
 		record, err := e.finish(ctx, f, w.buf)
 		if err == nil {
+			e.keep(ctx, w, f, record)
 			e.finished(record)
 			return nil
 		}
@@ -252,6 +258,7 @@ func (e *engine) restart(ctx context.Context, f *file) error {
 	e.progress.total.Add(now.size - f.object.size)
 	_ = e.closeFile(f)
 	f.object, f.temp, f.saved, f.segments, f.chosen, f.again = now, nil, nil, nil, false, nil
+	f.reused = false
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.opened--
@@ -273,11 +280,14 @@ func twiceWrong(f *file, err error) *ExitError {
 }
 
 // openFile settles what is to be fetched of a file and hands its parts out.
-func (e *engine) openFile(ctx context.Context, f *file) error {
-	if !f.small() || f.saved != nil {
+func (e *engine) openFile(ctx context.Context, w *worker, f *file) error {
+	if !f.small() || f.saved != nil || e.shelf.takes(f) {
 		if err := e.confirm(ctx, f); err != nil {
 			return err
 		}
+	}
+	if reused, err := e.reuse(ctx, w, f); reused || err != nil {
+		return err
 	}
 	fresh := f.saved == nil || f.saved.CRC != f.proof.crc.Name
 	var err error

@@ -22,12 +22,16 @@ var settingFlags = []string{
 	"select",
 	"lint",
 	"log",
+	"metrics",
+	"node-cache",
+	"node-cache-size",
 	"termination-log",
 }
 
 // verbFlags are flags that only one verb knows.
 var verbFlags = map[string][]string{
 	"plan": {"output"},
+	"warm": {"limit"},
 }
 
 // takeFlags splits arguments into those that stand for themselves and flags of

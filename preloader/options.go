@@ -84,6 +84,16 @@ type Options struct {
 	// fetched again.
 	Resume bool
 
+	// NodeCache is a directory that pods of this node share; empty for none.
+	NodeCache string
+	// NodeCacheSize bounds it, in bytes; 0 stands for half of its file system.
+	NodeCacheSize int64
+
+	// Meter, if not nil, counts what the run does for whoever watches.
+	Meter *Meter
+	// Metrics are the addresses and files at which Prometheus finds metrics.
+	Metrics []string
+
 	// TerminationLog is the file that takes the last word for Kubernetes.
 	TerminationLog string
 	// JSONLogs selects JSON log lines in place of plain ones.
@@ -115,6 +125,7 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 			Allow:  parsePatterns(env.get("STORAGE_ALLOW_PATTERNS")),
 			Ignore: parsePatterns(env.get("STORAGE_IGNORE_PATTERNS")),
 		},
+		NodeCache:      env.get("PRELOADER_NODE_CACHE"),
 		TerminationLog: firstOf(env.get("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog),
 	}
 	opts.Endpoint = env.endpoint()
@@ -124,6 +135,9 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 	}
 	if err := env.readNumbers(&opts); err != nil {
 		return Options{}, err
+	}
+	if opts.Metrics, err = parseMetrics(env.get("PRELOADER_METRICS")); err != nil {
+		return Options{}, configFailure("Correct it or leave it out.", "environment variable PRELOADER_METRICS: %v", err)
 	}
 	err = env.readWords(&opts)
 	return opts, err
@@ -226,6 +240,7 @@ func (e environment) readNumbers(opts *Options) error {
 		{"PRELOADER_PARTSIZE", "auto", orAuto(intoBytes(&opts.PartSize, mebibyte))},
 		{"PRELOADER_MEM", "64Mi", intoBytes(&opts.Memory, mebibyte)},
 		{"PRELOADER_STALL", firstOf(stall, "20s"), intoDuration(&opts.Stall, time.Millisecond)},
+		{"PRELOADER_NODE_CACHE_SIZE", "auto", orAuto(intoBytes(&opts.NodeCacheSize, mebibyte))},
 		{"PRELOADER_DEADLINE", "0", intoDuration(&opts.Deadline, 0)},
 	}
 	for _, n := range numbers {

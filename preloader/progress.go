@@ -4,63 +4,165 @@ package preloader
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"log/slog"
-	"sync/atomic"
+	"os"
+	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// progress counts what a run has done so far. Its counters may be read and
-// changed from any goroutine.
-type progress struct {
-	// total and done count bytes of files; done includes what was resumed.
-	total, done atomic.Int64
-	// resumed counts bytes that an earlier run had brought.
-	resumed atomic.Int64
-	// fetched counts bytes that came over the network, also those that were
-	// thrown away.
-	fetched atomic.Int64
-	// files counts files finished, skipped those found in place.
-	files, skipped atomic.Int64
-	retries        atomic.Int64
+const (
+	// lineEvery is how often a run says where it stands in its log.
+	lineEvery = 5 * time.Second
+	// drawEvery is how often it redraws its bar on a terminal.
+	drawEvery = 200 * time.Millisecond
+)
+
+// startFollowing follows a run until it is told to stop.
+func startFollowing(ctx context.Context, m *Meter, log *slog.Logger, s *screen) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	group.Go(func() { follow(ctx, m, log, s) })
+	return func() {
+		cancel()
+		group.Wait()
+	}
 }
 
-// progressEvery is how often a run says where it stands.
-const progressEvery = 5 * time.Second
-
-// report logs a line every few seconds until the context ends.
-func (p *progress) report(ctx context.Context, log *slog.Logger) {
-	ticker := time.NewTicker(progressEvery)
+// follow says where a run stands until the context ends: by a bar on a terminal,
+// elsewhere by a line every few seconds while bytes are moving.
+func follow(ctx context.Context, m *Meter, log *slog.Logger, s *screen) {
+	every := lineEvery
+	if s != nil {
+		every = drawEvery
+		defer s.show("")
+	}
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	last, lastTime := p.fetched.Load(), time.Now()
+	var pace speed
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			fetched := p.fetched.Load()
-			rate := float64(fetched-last) / now.Sub(lastTime).Seconds()
-			last, lastTime = fetched, now
-			log.Info("Downloading", p.attrs(rate)...)
+			status := m.Status()
+			rate := pace.add(now, status.FetchedBytes)
+			switch {
+			case !status.Moving:
+				if s != nil {
+					s.show("")
+				}
+			case s != nil:
+				s.show(status.bar(rate, s.width()))
+			default:
+				log.Info("Downloading", status.attrs(rate)...)
+			}
 		}
 	}
 }
 
-func (p *progress) attrs(rate float64) []any {
-	done, total := p.done.Load(), p.total.Load()
+// attrs is the status for a line of the log.
+func (s Status) attrs(rate float64) []any {
 	attrs := []any{
-		"done", formatBytes(done), "total", formatBytes(total), "percent", percent(done, total),
-		"rate", formatBytes(int64(rate)) + "/s", "files", p.files.Load(), "retries", p.retries.Load(),
+		"done", formatBytes(s.ReadyBytes), "total", formatBytes(s.Bytes), "percent", percent(s.ReadyBytes, s.Bytes),
+		"rate", formatBytes(int64(rate)) + "/s", "files", s.ReadyFiles, "retries", s.Retries,
 	}
-	if rate > 0 {
-		left := time.Duration(float64(total-done) / rate * float64(time.Second))
-		attrs = append(attrs, "left", left.Round(time.Second).String())
+	if left, ok := s.left(rate); ok {
+		attrs = append(attrs, "left", left.String())
 	}
 	return attrs
 }
 
-func percent(part, whole int64) int64 {
-	if whole <= 0 {
-		return 100
+// bar is the status for a terminal of this many columns.
+func (s Status) bar(rate float64, columns int) string {
+	share := percent(min(s.ReadyBytes, s.Bytes), s.Bytes)
+	text := fmt.Sprintf("%3d%% %s of %s, %s/s, %d of %d files",
+		share, formatBytes(s.ReadyBytes), formatBytes(s.Bytes), formatBytes(int64(rate)), s.ReadyFiles, s.Files)
+	if left, ok := s.left(rate); ok {
+		text += ", " + left.String() + " left"
 	}
-	return int64(float64(part) / float64(whole) * 100)
+	if s.Retries > 0 {
+		text += fmt.Sprintf(", %d retries", s.Retries)
+	}
+	const shortest = 10
+	if room := min(columns-len(text)-4, 40); room >= shortest {
+		full := int(share) * room / 100
+		text = "[" + strings.Repeat("#", full) + strings.Repeat(".", room-full) + "] " + text
+	}
+	if len(text) >= columns {
+		text = text[:max(columns-1, 0)]
+	}
+	return text
+}
+
+// screen is a terminal whose last line is a bar that other output does not tear.
+type screen struct {
+	mu  sync.Mutex
+	out *os.File
+	bar string
+}
+
+// screenOf returns the terminal behind a writer, or nil if there is none that
+// can redraw a line.
+func screenOf(w io.Writer, terminal string) *screen {
+	f, ok := w.(*os.File)
+	if !ok || terminal == "" || terminal == "dumb" {
+		return nil
+	}
+	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+		return nil
+	}
+	return &screen{out: f}
+}
+
+// onScreen returns the command with its errors written above a bar, and the
+// terminal that shows it, or nil if they do not go to one.
+func (c *Command) onScreen() (*Command, *screen) {
+	s := screenOf(c.Stderr, c.Getenv("TERM"))
+	if s == nil {
+		return c, nil
+	}
+	with := *c
+	with.Stderr = s
+	return &with, s
+}
+
+func (s *screen) width() int {
+	const usual = 80
+	size, err := unix.IoctlGetWinsize(int(s.out.Fd()), unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 {
+		return usual
+	}
+	return int(size.Col)
+}
+
+const clearLine = "\r\x1b[K"
+
+// Write puts whole lines above the bar.
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bar == "" {
+		return s.out.Write(p)
+	}
+	if _, err := s.out.WriteString(clearLine + string(p) + s.bar); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// show replaces the bar; an empty one removes it.
+func (s *screen) show(bar string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bar == bar {
+		return
+	}
+	s.bar = bar
+	// A terminal that is gone is nothing that this program can mend.
+	_, _ = s.out.WriteString(clearLine + bar)
 }

@@ -71,6 +71,7 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 	}
 	p := &pull{opts: opts, at: at, pair: pair, log: log, report: report, progress: &progress{}}
 	p.connect(client)
+	opts.Meter.watch(p.progress)
 	return p.run(ctx)
 }
 
@@ -99,6 +100,8 @@ type pull struct {
 	others map[string]bool
 	// shape is what the model says about itself.
 	shape shape
+	// shelf is the node's cache while files are being fetched, or nil.
+	shelf *shelf
 	// looksOnly means that nothing may be written: it is a plan.
 	looksOnly bool
 }
@@ -283,6 +286,7 @@ func (p *pull) inPlace(r FileRecord) bool {
 // tally starts the counters with what this source comes to.
 func (p *pull) tally(entries []entry) {
 	for _, e := range entries {
+		p.progress.wanted.Add(1)
 		p.progress.total.Add(e.object.size)
 		if r, ok := p.keep[e.rel]; ok {
 			p.progress.done.Add(e.object.size)
@@ -297,6 +301,12 @@ func (p *pull) tally(entries []entry) {
 
 // fetch brings the missing files. The working directory stays.
 func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
+	var closeShelf func()
+	var err error
+	if p.shelf, closeShelf, err = p.openShelf(ctx); err != nil {
+		return err
+	}
+	defer closeShelf()
 	if err := p.fits(files); err != nil {
 		return err
 	}
@@ -320,6 +330,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	}
 	engine := &engine{
 		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
+		shelf: p.shelf,
 	}
 	if policy.window > 0 {
 		engine.back = newWriteback(policy.window, p.opts.Conns)
@@ -339,10 +350,9 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 		"because",
 		policy.why,
 	)
-	reporting, stop := context.WithCancel(ctx)
-	go p.progress.report(reporting, p.log)
+	p.progress.moving.Store(true)
 	records, err := engine.run(ctx, files, p.opts.Conns)
-	stop()
+	p.progress.moving.Store(false)
 	p.account(records)
 	for _, r := range records {
 		p.keep[r.Path] = r
@@ -358,6 +368,7 @@ func (p *pull) account(records []FileRecord) {
 	}
 	p.report.Fetched = p.progress.fetched.Load()
 	p.report.Resumed = p.progress.resumed.Load()
+	p.report.Reused = p.progress.reused.Load()
 	p.report.Retries = p.progress.retries.Load()
 }
 
@@ -421,6 +432,9 @@ func (p *pull) fits(files []*file) error {
 func (p *pull) need(files []*file) int64 {
 	var need int64
 	for _, f := range files {
+		if p.shelf.shares(f, p.store) {
+			continue
+		}
 		need += f.object.size
 		if f.saved != nil {
 			need -= min(f.object.size, p.store.allocated(f.rel))

@@ -19,6 +19,8 @@ type Report struct {
 	Fetched int64 `json:"fetched"`
 	// Resumed counts bytes of unfinished files that an earlier run had brought.
 	Resumed int64 `json:"resumed"`
+	// Reused counts bytes that came from the node's cache.
+	Reused int64 `json:"reused,omitempty"`
 	// Skipped counts files that were complete already.
 	Skipped int `json:"skipped"`
 	// LeftOut counts files that the selection left out.
@@ -42,6 +44,7 @@ func (r *Report) add(o Report) {
 	r.Bytes += o.Bytes
 	r.Fetched += o.Fetched
 	r.Resumed += o.Resumed
+	r.Reused += o.Reused
 	r.Skipped += o.Skipped
 	if o.LeftOut != nil {
 		if r.LeftOut == nil {
@@ -91,6 +94,9 @@ func (r *Report) summary() string {
 		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))
 	if r.Fetched > 0 && r.Seconds > 0 {
 		text += fmt.Sprintf(", %s fetched at %s/s", formatBytes(r.Fetched), formatBytes(int64(float64(r.Fetched)/r.Seconds)))
+	}
+	if r.Reused > 0 {
+		text += fmt.Sprintf(", %s taken from this node's cache", formatBytes(r.Reused))
 	}
 	if r.Skipped > 0 {
 		text += fmt.Sprintf(", %d files were there already", r.Skipped)

@@ -101,11 +101,14 @@ func tempName(rel string) string {
 // openTemp opens the gathering file of rel at its full length. If fresh, what
 // it held is dropped first.
 func (s *store) openTemp(rel string, size int64, fresh bool) (*os.File, error) {
-	flags := os.O_RDWR | os.O_CREATE
+	name := tempName(rel)
 	if fresh {
-		flags |= os.O_TRUNC
+		// Not emptied but removed: it may be one more name of a file elsewhere.
+		if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, diskFailure(s.dir, err)
+		}
 	}
-	f, err := s.root.OpenFile(tempName(rel), flags, fileMode)
+	f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {
 		return nil, diskFailure(s.dir, err)
 	}
