@@ -22,6 +22,8 @@ type progress struct {
 	// files counts files finished, skipped those found in place.
 	files, skipped atomic.Int64
 	retries        atomic.Int64
+	// overtaken counts spans that another connection took over.
+	overtaken atomic.Int64
 }
 
 // progressEvery is how often a run says where it stands.

@@ -75,8 +75,10 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 }
 
 func (p *pull) connect(client *s3.Client) {
+	p.throttle = newThrottle(p.opts.Conns)
 	p.src = patient{
 		source: newS3Source(client, p.at.bucket), attempts: p.opts.Attempts, stall: p.opts.Stall, retries: &p.progress.retries,
+		throttle: p.throttle,
 	}
 }
 
@@ -89,6 +91,7 @@ type pull struct {
 	report   *Report
 	src      patient
 	progress *progress
+	throttle *throttle
 
 	store *store
 	saved *saved
@@ -320,6 +323,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	}
 	engine := &engine{
 		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
+		throttle: p.throttle,
 	}
 	if policy.window > 0 {
 		engine.back = newWriteback(policy.window, p.opts.Conns)
@@ -359,6 +363,7 @@ func (p *pull) account(records []FileRecord) {
 	p.report.Fetched = p.progress.fetched.Load()
 	p.report.Resumed = p.progress.resumed.Load()
 	p.report.Retries = p.progress.retries.Load()
+	p.report.Overtaken = p.progress.overtaken.Load()
 }
 
 // choosePolicy settles how bytes are written. Files on disk are judged by the
