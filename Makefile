@@ -12,6 +12,7 @@ PROGRAMS := manager featurecache preloader preloader-gpu
 
 # Debian packages: servers that tests run, and what a node needs to run pods.
 PACKAGES_TEST := gcc libc6-dev memcached nutcracker prometheus python3 python3-pymemcache python3-venv
+PACKAGES_BENCH := awscli python3-awscrt python3-venv
 PACKAGES_GENERATE := protobuf-compiler
 PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iproute2 socat libseccomp-dev pkg-config
 
@@ -35,6 +36,13 @@ e2e: deps-node build ## Run the tests that need real pods. Needs root.
 .PHONY: bench
 bench: ## Run the benchmarks of decisions and of the ring.
 	$(GO) test -run '^$$' -bench . -benchmem ./controllers/... ./memcached/...
+
+.PHONY: bench-preloader
+bench-preloader: ## Measure the preloader against its peers, which it builds. ARGS="-cells ... -clients ..." runs a part, ARGS=-quick a try. Needs root.
+	@$(call install,$(PACKAGES_BENCH))
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/bench-preloader ./test/bench/preloader
+	$(BIN)/bench-preloader $(ARGS)
 
 .PHONY: lint
 lint: ## Lint everything.

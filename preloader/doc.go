@@ -22,7 +22,7 @@
 // (arguments), options.go (environment), uri.go, s3config.go and s3.go (the
 // store that is read), tree.go, pattern.go and select.go (which objects become which
 // files), lint.go (whether they can be what they seem), plan.go (byte ranges), store.go and journal.go (the directory that is
-// written), fetch.go and stream.go (moving the bytes), verify.go and package crc
+// written), fetch.go, stream.go, overtake.go and throttle.go (moving the bytes), verify.go and package crc
 // (trusting them), meter.go, progress.go, metrics.go and report.go (saying so). reuse.go and
 // package nodecache spare the network what the node has, warm.go the disk. plancommand.go and
 // forecast.go say all this beforehand.

@@ -71,7 +71,10 @@ type fault struct {
 	shiftRange int64  // claim another range
 	addLength  int64  // claim another length
 	before     func() // runs before the answer
+	done       func() // runs after it, for Get
 	pause      time.Duration
+	hold       <-chan struct{} // send nothing more after `after` bytes until this closes
+	trickle    time.Duration   // let this pass after each 4 KiB beyond `after` bytes
 }
 
 const testBucket = "models"
@@ -179,8 +182,11 @@ func (s *faultServer) ask(op, key string, off, n int64) fault {
 }
 
 func (s *faultServer) serve(w http.ResponseWriter, r *http.Request) {
-	if s.saw != nil {
-		s.saw(r)
+	s.mu.Lock()
+	saw := s.saw
+	s.mu.Unlock()
+	if saw != nil {
+		saw(r)
 	}
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	bucket, key, _ := strings.Cut(path, "/")
@@ -312,6 +318,9 @@ func (s *faultServer) get(w http.ResponseWriter, r *http.Request, key string) {
 		n = int64(len(before.data))
 	}
 	f := s.ask("Get", key, off, n)
+	if f.done != nil {
+		defer f.done()
+	}
 	o, ok := s.object(key)
 	switch {
 	case f.status != 0:
@@ -351,6 +360,9 @@ func (s *faultServer) send(w http.ResponseWriter, r *http.Request, data []byte, 
 	if f.cut || f.stall {
 		data = data[:f.after]
 	}
+	if f.hold != nil || f.trickle > 0 {
+		data = s.dawdle(w, r, data, f)
+	}
 	_, _ = io.Copy(w, bytes.NewReader(data))
 	if f.addLength > 0 {
 		_, _ = w.Write(make([]byte, f.addLength))
@@ -373,4 +385,36 @@ func (s *faultServer) send(w http.ResponseWriter, r *http.Request, data []byte, 
 		}
 		_ = conn.Close()
 	}
+}
+
+// dawdle sends some of the body late, and returns what is still to be sent.
+func (s *faultServer) dawdle(w http.ResponseWriter, r *http.Request, data []byte, f fault) []byte {
+	send := func(n int) bool {
+		_, err := w.Write(data[:n])
+		data = data[n:]
+		return err == nil && http.NewResponseController(w).Flush() == nil
+	}
+	if !send(int(min(f.after, int64(len(data))))) {
+		return nil
+	}
+	if f.hold != nil {
+		select {
+		case <-f.hold:
+		case <-r.Context().Done():
+		case <-s.closing:
+		}
+	}
+	for f.trickle > 0 && len(data) > 0 {
+		select {
+		case <-time.After(f.trickle):
+		case <-r.Context().Done():
+			return nil
+		case <-s.closing:
+			return nil
+		}
+		if !send(min(4096, len(data))) {
+			return nil
+		}
+	}
+	return data
 }

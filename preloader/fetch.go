@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +35,8 @@ type engine struct {
 	shelf *shelf
 	// back bounds the pages on their way to disk; nil if nothing does.
 	back *writeback
+	// throttle bounds the requests that are under way.
+	throttle *throttle
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -43,6 +46,12 @@ type engine struct {
 	left    int     // files not finished
 	err     error   // the first failure; ends the run
 	records []FileRecord
+	// flights are the spans on their way, and usual is the bytes a second that
+	// those which are over came at.
+	flights map[*flight]struct{}
+	usual   float64
+	// twice counts bytes that came twice because a flight was overtaken.
+	twice int64
 }
 
 // file is one object on its way to disk.
@@ -62,6 +71,7 @@ type file struct {
 	// reused means that the bytes came from the node's cache.
 	reused bool
 
+	learning sync.Mutex
 	mu       sync.Mutex
 	chosen   bool
 	segments []segment
@@ -85,7 +95,7 @@ func (f *file) small() bool { return f.object.size <= minPart }
 // run fetches the files with this many connections and returns their records.
 func (e *engine) run(ctx context.Context, files []*file, conns int) ([]FileRecord, error) {
 	e.changed = sync.NewCond(&e.mu)
-	e.waiting, e.left = files, len(files)
+	e.waiting, e.left, e.flights = files, len(files), map[*flight]struct{}{}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { e.fail(context.Cause(ctx)) })
@@ -135,55 +145,76 @@ func (e *engine) fail(err error) {
 	e.changed.Broadcast()
 }
 
+// task is what a connection does next: open a file, fetch a part of one that is
+// open, or overtake a slow flight.
+type task struct {
+	file *file
+	part span
+	slow *flight
+}
+
 // work is one connection's life.
 func (e *engine) work(ctx context.Context, w *worker) error {
 	for {
-		f, part, opening := e.next()
-		if f == nil {
+		t := e.next()
+		if t.file == nil {
 			return nil
 		}
 		var err error
-		if opening {
-			err = e.openFile(ctx, w, f)
-		} else {
-			err = e.fetchSpan(ctx, w, f, part)
+		switch {
+		case t.slow != nil:
+			err = e.overtake(ctx, w, t.slow)
+		case t.part.n > 0:
+			err = e.fetchSpan(ctx, w, t.file, t.part, nil, 0)
+		default:
+			err = e.openFile(ctx, w, t.file)
 		}
-		if err := e.settle(ctx, w, f, err); err != nil {
+		if err := e.settle(ctx, w, t.file, err); err != nil {
 			return err
 		}
 	}
 }
 
-// next returns a part to fetch or a file to open; no file means that nothing is
-// left to do.
-func (e *engine) next() (f *file, part span, opening bool) {
+// next returns what to do; no file means that nothing is left to do.
+func (e *engine) next() task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for e.err == nil && e.left > 0 {
 		if len(e.open) > 0 {
-			f = e.open[0]
-			part, f.parts = f.parts[0], f.parts[1:]
-			if len(f.parts) == 0 {
+			f := e.open[0]
+			part := f.parts[0]
+			if f.parts = f.parts[1:]; len(f.parts) == 0 {
 				e.open = e.open[1:]
 			}
 			f.inFlight++
-			return f, part, false
+			return task{file: f, part: part}
 		}
 		limit := e.opts.FileConcurrency
 		if len(e.waiting) > 0 && (limit == 0 || e.opened < limit) {
-			f, e.waiting = e.waiting[0], e.waiting[1:]
+			f := e.waiting[0]
+			e.waiting = e.waiting[1:]
 			e.opened++
 			f.inFlight++
-			return f, span{}, true
+			return task{file: f}
 		}
+		if slow := e.slowest(time.Now()); slow != nil {
+			slow.overtaken = true
+			slow.file.inFlight++
+			return task{file: slow.file, slow: slow}
+		}
+		again := time.AfterFunc(lookAround, e.changed.Broadcast)
 		e.changed.Wait()
+		again.Stop()
 	}
-	return nil, span{}, false
+	return task{}
 }
 
 // settle takes note of how a piece of work ended, and finishes or restarts the
 // file if it was the last piece.
 func (e *engine) settle(ctx context.Context, w *worker, f *file, err error) error {
+	if errors.Is(err, errOvertaken) {
+		err = nil
+	}
 	if err != nil && !startsOver(err) {
 		return err
 	}
@@ -368,6 +399,8 @@ func (e *engine) enroll(f *file, fresh bool) error {
 
 // learn takes the checksum from the first answer for a small file.
 func (e *engine) learn(ctx context.Context, f *file, answered object) error {
+	f.learning.Lock()
+	defer f.learning.Unlock()
 	f.mu.Lock()
 	chosen := f.chosen
 	f.mu.Unlock()

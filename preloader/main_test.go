@@ -101,7 +101,7 @@ func readOutcome(t *testing.T, code ExitCode, log, last string) outcome {
 	t.Helper()
 	out := outcome{code: code, log: log}
 	raw, err := os.ReadFile(last)
-	if err != nil {
+	if err != nil || code < 0 { // killed, perhaps while it was writing
 		return out
 	}
 	out.last = string(raw)

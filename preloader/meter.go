@@ -24,6 +24,8 @@ type progress struct {
 	// skipped those found in place.
 	wanted, files, skipped atomic.Int64
 	retries                atomic.Int64
+	// overtaken counts spans that another connection took over.
+	overtaken atomic.Int64
 	// moving is true while bytes are being brought.
 	moving atomic.Bool
 }

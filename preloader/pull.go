@@ -76,8 +76,10 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 }
 
 func (p *pull) connect(client *s3.Client) {
+	p.throttle = newThrottle(p.opts.Conns)
 	p.src = patient{
 		source: newS3Source(client, p.at.bucket), attempts: p.opts.Attempts, stall: p.opts.Stall, retries: &p.progress.retries,
+		throttle: p.throttle,
 	}
 }
 
@@ -90,6 +92,7 @@ type pull struct {
 	report   *Report
 	src      patient
 	progress *progress
+	throttle *throttle
 
 	store *store
 	saved *saved
@@ -330,7 +333,8 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	}
 	engine := &engine{
 		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
-		shelf: p.shelf,
+		shelf:    p.shelf,
+		throttle: p.throttle,
 	}
 	if policy.window > 0 {
 		engine.back = newWriteback(policy.window, p.opts.Conns)
@@ -370,6 +374,7 @@ func (p *pull) account(records []FileRecord) {
 	p.report.Resumed = p.progress.resumed.Load()
 	p.report.Reused = p.progress.reused.Load()
 	p.report.Retries = p.progress.retries.Load()
+	p.report.Overtaken = p.progress.overtaken.Load()
 }
 
 // choosePolicy settles how bytes are written. Files on disk are judged by the

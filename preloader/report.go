@@ -27,6 +27,9 @@ type Report struct {
 	LeftOut *Amount `json:"leftOut,omitempty"`
 	// Retries counts requests that were made again.
 	Retries int64 `json:"retries"`
+	// Overtaken counts slow or silent requests whose rest came over another
+	// connection.
+	Overtaken int64 `json:"overtaken,omitempty"`
 	// Seconds is the wall time.
 	Seconds float64 `json:"seconds"`
 	// IO is how bytes were written.
@@ -54,6 +57,7 @@ func (r *Report) add(o Report) {
 		r.LeftOut.Bytes += o.LeftOut.Bytes
 	}
 	r.Retries += o.Retries
+	r.Overtaken += o.Overtaken
 	r.Seconds += o.Seconds
 	if o.IO != "" {
 		r.IO = o.IO

@@ -54,8 +54,9 @@ type patient struct {
 	source
 	attempts int
 	// stall ends a reading that brings no byte for so long.
-	stall   time.Duration
-	retries *atomic.Int64
+	stall    time.Duration
+	retries  *atomic.Int64
+	throttle *throttle
 }
 
 func (p patient) list(ctx context.Context, prefix string, siblings bool) ([]object, error) {
@@ -91,7 +92,12 @@ func (p patient) firstPart(ctx context.Context, key string) (int64, error) {
 // repeat calls again until it works, cannot work, or the attempts are used up.
 func (p patient) repeat(ctx context.Context, what string, call func() error) error {
 	for n := 1; ; n++ {
-		err := call()
+		t, err := p.throttle.enter(ctx)
+		if err != nil {
+			return err
+		}
+		err = call()
+		t.end(err)
 		switch {
 		case err == nil:
 			return nil

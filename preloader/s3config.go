@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -125,10 +124,8 @@ func haveCredentials(ctx context.Context, provider aws.CredentialsProvider, opts
 // flight. HTTP/2 would put them all on one connection and one read loop.
 func httpClient(opts Options, conns int) *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().
-		WithDialerOptions(func(d *net.Dialer) {
-			d.Timeout = opts.ConnectTimeout
-		}).
 		WithTransportOptions(func(t *http.Transport) {
+			t.DialContext = newDialer(opts.ConnectTimeout).DialContext
 			t.MaxIdleConns = conns + 2
 			t.MaxIdleConnsPerHost = conns + 2
 			t.TLSHandshakeTimeout = opts.ConnectTimeout

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 )
 
 // errStalled says that a connection stood still.
@@ -22,16 +21,18 @@ type worker struct {
 	buf []byte
 }
 
-// fetchSpan brings the bytes of one span of f to disk. Trouble costs only what
-// had not been written yet: the next request starts at the byte reached. Only
-// tries in a row that bring nothing count against the limit.
-func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span) error {
-	at := &cursor{span: part, pending: segment{span: span{off: part.off}}, unsent: span{off: part.off}}
+// fetchSpan brings the bytes of one span of f to disk, the first of them by a
+// download that has begun, if there is one. Trouble costs only what had not been
+// written yet: the next request starts at the byte reached. Only tries in a row
+// that bring nothing count against the limit.
+func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span, begun *download, handed int) error {
+	ctx, at := e.depart(ctx, f, part, handed)
+	defer e.arrive(at)
 	// What arrived before trouble is kept for the next start, as far as that works.
 	defer func() { _ = e.flush(f, at) }()
-	for failures := 0; at.n > 0; {
+	for tries := (attempts{}); at.n > 0; begun = nil {
 		before := at.off
-		err := e.stream(ctx, w, f, at)
+		err := e.stream(ctx, w, f, at, begun)
 		if err == nil {
 			continue
 		}
@@ -41,21 +42,41 @@ func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span) e
 		if !retryable(err) {
 			return err
 		}
-		if at.off > before {
-			failures = 0
-		}
-		failures++
-		if failures >= e.opts.Attempts {
+		tries.failed(err, at.off > before, e.progress.fetched.Load())
+		if tries.inVain >= e.opts.Attempts {
 			what := fmt.Sprintf("reading bytes %d to %d of %s", at.off, at.end()-1, f.uri)
-			return exhausted(what, failures, err)
+			return exhausted(what, tries.inVain, err)
 		}
 		e.progress.retries.Add(1)
 		e.log.Debug("Retrying a request", "object", f.uri, "offset", at.off, "cause", err.Error())
-		if err := sleep(ctx, delayBefore(failures, err)); err != nil {
+		at.resting.Store(true)
+		err = sleep(ctx, delayBefore(tries.inVain, err))
+		at.resting.Store(false)
+		if err != nil {
 			return err
 		}
+		at.note(0)
 	}
 	return nil
+}
+
+// attempts counts tries in a row that were in vain.
+type attempts struct {
+	inVain int
+	// fetched is what the run had fetched when a try last failed.
+	fetched int64
+}
+
+// failed counts a try that brought some of what it asked for, or nothing, at a
+// time when the run has fetched so many bytes altogether. A store that asks for
+// fewer requests is not failing as long as it serves others.
+func (a *attempts) failed(err error, some bool, fetched int64) {
+	var slowDown *throttled
+	if some || a.inVain > 0 && errors.As(err, &slowDown) && fetched > a.fetched {
+		a.inVain = 0
+	}
+	a.inVain++
+	a.fetched = fetched
 }
 
 // cursor is what of a span is still to come, and what was written since the
@@ -67,34 +88,33 @@ type cursor struct {
 	unsent span
 }
 
-// stream makes one request for what is left and writes what it brings, also if
-// it breaks off.
-func (e *engine) stream(ctx context.Context, w *worker, f *file, at *cursor) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	watchdog := time.AfterFunc(e.opts.Stall, func() { cancel(errStalled) })
-	defer watchdog.Stop()
-	b, err := e.src.get(ctx, f.object, at.span)
-	if err != nil {
-		return stallOr(ctx, err)
+// stream makes one request for what is left, unless one has begun, and writes
+// what it brings, also if it breaks off.
+func (e *engine) stream(ctx context.Context, w *worker, f *file, at *flight, begun *download) (err error) {
+	d := begun
+	if d == nil {
+		t, err := e.throttle.enter(ctx)
+		if err != nil {
+			return err
+		}
+		if d, err = e.ask(ctx, f, at.span, t); err != nil {
+			return err
+		}
 	}
-	defer b.Close() //nolint:errcheck // only read
-	if err := e.learn(ctx, f, b.object); err != nil {
-		return err
-	}
+	defer func() { d.end(err) }()
 	for at.n > 0 {
 		want := min(int64(len(w.buf)), at.n, f.proof.untilCut(at.off))
 		if beyond := at.off % alignment; f.direct != nil && beyond != 0 {
 			want = min(want, alignment-beyond)
 		}
-		n, readErr := e.fill(w.buf[:want], b, watchdog)
+		n, readErr := e.fill(w.buf[:want], d, at)
 		if n > 0 {
 			if err := e.put(f, at, w.buf[:n]); err != nil {
 				return err
 			}
 		}
 		if readErr != nil && at.n > 0 {
-			return stallOr(ctx, readErr)
+			return d.explain(readErr)
 		}
 	}
 	return nil
@@ -102,17 +122,18 @@ func (e *engine) stream(ctx context.Context, w *worker, f *file, at *cursor) err
 
 // fill reads until p is full or the body ends, so that one large write takes
 // the place of many small ones. The watchdog runs only here: a slow disk is not
-// a stalled connection.
-func (e *engine) fill(p []byte, r io.Reader, watchdog *time.Timer) (int, error) {
-	defer watchdog.Stop()
-	watchdog.Reset(e.opts.Stall)
+// a stalled connection. The flight, if there is one, takes note of what comes.
+func (e *engine) fill(p []byte, d *download, at *flight) (int, error) {
+	defer d.watchdog.Stop()
+	d.watchdog.Reset(e.opts.Stall)
 	total := 0
 	for total < len(p) {
-		n, err := r.Read(p[total:])
+		n, err := d.Read(p[total:])
 		if n > 0 {
 			total += n
 			e.progress.fetched.Add(int64(n))
-			watchdog.Reset(e.opts.Stall)
+			d.watchdog.Reset(e.opts.Stall)
+			at.note(n)
 		}
 		if errors.Is(err, io.EOF) {
 			return total, io.ErrUnexpectedEOF
@@ -125,7 +146,7 @@ func (e *engine) fill(p []byte, r io.Reader, watchdog *time.Timer) (int, error) 
 }
 
 // put writes p at the cursor and moves it on.
-func (e *engine) put(f *file, at *cursor, p []byte) error {
+func (e *engine) put(f *file, at *flight, p []byte) error {
 	if err := f.writeAt(p, at.off); err != nil {
 		return diskFailure(e.store.dir, err)
 	}
@@ -133,6 +154,7 @@ func (e *engine) put(f *file, at *cursor, p []byte) error {
 	at.pending.n += int64(len(p))
 	at.off += int64(len(p))
 	at.n -= int64(len(p))
+	at.front.Store(at.off)
 	e.progress.done.Add(int64(len(p)))
 	if err := e.handOver(f, at, int64(len(p))); err != nil {
 		return diskFailure(e.store.dir, err)
@@ -160,7 +182,7 @@ func (f *file) writeAt(p []byte, off int64) error {
 }
 
 // handOver gives the disk what was written, in stretches that it likes.
-func (e *engine) handOver(f *file, at *cursor, n int64) error {
+func (e *engine) handOver(f *file, at *flight, n int64) error {
 	if e.back == nil {
 		return nil
 	}
@@ -174,7 +196,7 @@ func (e *engine) handOver(f *file, at *cursor, n int64) error {
 }
 
 // flush hands over what was written, to the file and to the journal.
-func (e *engine) flush(f *file, at *cursor) error {
+func (e *engine) flush(f *file, at *flight) error {
 	if at.pending.n == 0 {
 		return nil
 	}

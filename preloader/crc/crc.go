@@ -10,8 +10,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-
-	"github.com/minio/crc64nvme"
 )
 
 // Kind is a cyclic redundancy check that S3 stores with objects. Its value
@@ -37,7 +35,7 @@ var (
 		Name: "CRC64NVME", Bytes: 8, poly: 0x9a6c9329ac4bc9b5,
 		// The standard library rebuilds its tables on every write for any
 		// polynomial but ISO and ECMA, so it is not used here.
-		update: crc64nvme.Update,
+		update: updateNVME,
 	}
 	// Castagnoli is that of iSCSI, which processors compute.
 	Castagnoli = &Kind{
