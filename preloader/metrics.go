@@ -89,7 +89,7 @@ func (m *metrics) page() string {
 // write puts the page into a file in one step.
 func (m *metrics) write(file string) error {
 	fresh := file + ".new"
-	if err := os.WriteFile(fresh, []byte(m.page()), fileMode); err != nil { //nolint:gosec // for others to read
+	if err := os.WriteFile(fresh, []byte(m.page()), fileMode); err != nil {
 		return err
 	}
 	return os.Rename(fresh, file)

@@ -133,7 +133,7 @@ func TestMetricsTroubleFailsNothing(t *testing.T) {
 
 func TestMetricsSettings(t *testing.T) {
 	for text, good := range map[string]bool{
-		"": true, ":9464": true, "127.0.0.1:9464,/metrics/a.prom": true, "[::1]:9464": true, ":9464 , ": true,
+		"": true, ":9464": true, "127.0.0.1:9464,/metrics/a.prom": true, "[::1]:9464": true, ":9464,": true,
 		"9464": false, "/metrics/a.txt": false, "metrics.prom": false, "http://host:1/x": false,
 	} {
 		if _, err := parseMetrics(text); (err == nil) != good {

@@ -52,13 +52,13 @@ func (e *TakenError) Error() string {
 // Applier writes objects on behalf of one controller.
 type Applier struct {
 	client  client.Client
-	live    client.Reader
+	live    client.Reader // Asked too before an object is made; nil for none.
 	manager client.FieldOwner
 }
 
 // New returns an Applier that writes under the given field manager, which must stay the same over releases.
 func New(c client.Client, fieldManager string) *Applier {
-	return &Applier{client: c, live: c, manager: client.FieldOwner(fieldManager)}
+	return &Applier{client: c, manager: client.FieldOwner(fieldManager)}
 }
 
 // Reading returns an Applier that asks live, too, before it makes an object that its client does not find: a cache that
@@ -76,7 +76,7 @@ func (a *Applier) Apply(ctx context.Context, owner client.Object, desired any) (
 		return false, err
 	}
 	live, err := a.get(ctx, a.client, want)
-	if live == nil && err == nil && a.live != client.Reader(a.client) {
+	if live == nil && err == nil && a.live != nil {
 		live, err = a.get(ctx, a.live, want)
 	}
 	if err != nil {
