@@ -89,7 +89,7 @@ func (c *cuda) symbols() map[string]any {
 
 // libraryError says that a library of the driver cannot be used.
 type libraryError struct {
-	library string
+	soname string
 	// missing are the functions that it lacks; empty if it cannot be loaded at all.
 	missing []string
 	err     error
@@ -97,9 +97,9 @@ type libraryError struct {
 
 func (l *libraryError) Error() string {
 	if len(l.missing) > 0 {
-		return fmt.Sprintf("%s lacks %s", l.library, strings.Join(l.missing, ", "))
+		return fmt.Sprintf("%s lacks %s", l.soname, strings.Join(l.missing, ", "))
 	}
-	return fmt.Sprintf("%s cannot be loaded: %v", l.library, l.err)
+	return fmt.Sprintf("%s cannot be loaded: %v", l.soname, l.err)
 }
 
 func (l *libraryError) Unwrap() error { return l.err }
@@ -112,17 +112,17 @@ func openCUDA() (*cuda, error) {
 		return nil, err
 	}
 	if len(missing) > 0 {
-		return nil, &libraryError{library: cudaLibrary, missing: missing}
+		return nil, &libraryError{soname: cudaLibrary, missing: missing}
 	}
 	return c, nil
 }
 
 // load opens a library and sets functions by their names. It returns the names that
 // the library lacks, sorted.
-func load(library string, symbols map[string]any) ([]string, error) {
-	handle, err := purego.Dlopen(library, purego.RTLD_NOW|purego.RTLD_GLOBAL)
+func load(soname string, symbols map[string]any) ([]string, error) {
+	handle, err := purego.Dlopen(soname, purego.RTLD_NOW|purego.RTLD_GLOBAL)
 	if err != nil {
-		return nil, &libraryError{library: library, err: err}
+		return nil, &libraryError{soname: soname, err: err}
 	}
 	var missing []string
 	for _, name := range sortedKeys(symbols) {

@@ -144,7 +144,7 @@ func explain(err error) Finding {
 func explainLibrary(l *libraryError) Finding {
 	f := Finding{Severity: Failure, Cause: l.Error()}
 	switch {
-	case l.library == nvmlLibrary:
+	case l.soname == nvmlLibrary:
 		f.Severity, f.Reason = Warning, "NoManagementLibrary"
 		f.Advice = "Health is not checked; set NVIDIA_DRIVER_CAPABILITIES to compute,utility."
 	case len(l.missing) > 0:

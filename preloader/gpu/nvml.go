@@ -130,7 +130,7 @@ func openNVML() (*nvml, error) {
 		return name != "nvmlInit_v2" && name != "nvmlShutdown" && name != "nvmlErrorString"
 	})
 	if len(missing) > 0 {
-		return nil, &libraryError{library: nvmlLibrary, missing: missing}
+		return nil, &libraryError{soname: nvmlLibrary, missing: missing}
 	}
 	return n, nil
 }
