@@ -64,7 +64,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &discoveryv1.EndpointSlice{}, r.waking(byLabel), changed(readOfEndpoints))).
-		Build(reconcile.AsReconciler(mgr.GetClient(), r))
+		Build(r.measured(mgr.GetClient()))
 	if err != nil {
 		return err
 	}
