@@ -61,7 +61,7 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 		sides:    c,
 		kinds:    newServedKinds(c.RESTMapper(), clk),
 		recorder: recorder,
-		applier:  apply.New(c, fieldManager),
+		applier:  apply.New(c, live, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
 	}
 }
