@@ -18,7 +18,7 @@ PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iprou
 
 .PHONY: help
 help: ## Print this table.
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps-node build ## Run the whole job on a real cluster on this machine, as a story. KEEP=1 leaves it running. Needs root.
@@ -43,6 +43,11 @@ bench-preloader: ## Measure the preloader against its peers, which it builds. AR
 	@mkdir -p $(BIN)
 	$(GO) build -o $(BIN)/bench-preloader ./test/bench/preloader
 	$(BIN)/bench-preloader $(ARGS)
+
+.PHONY: bench-policies
+bench-policies: ## Measure the manager among 1,000 InferenceServices and 5,000 pods; writes test/bench/policies.md.
+	@mkdir -p test/bench
+	BENCH_POLICIES=$(CURDIR)/test/bench/policies.md $(GO) test -count 1 -timeout 20m -run TestScale -v ./controllers
 
 .PHONY: lint
 lint: ## Lint everything.

@@ -128,7 +128,14 @@ func (w *kserveWorld) startReconciler(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := sidecarpolicy.New(mgr.GetClient(), mgr.GetAPIReader(), clock.RealClock{}, mgr.GetEventRecorderFor("test"), images)
+	r := sidecarpolicy.New(
+		mgr.GetClient(),
+		mgr.GetAPIReader(),
+		clock.RealClock{},
+		mgr.GetEventRecorderFor("test"),
+		images,
+		&sidecarpolicy.Memo{},
+	)
 	if err := r.SetupWithManager(mgr); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
 	"serverless.xyz/outrigger/controllers/internal/status"
 )
 
@@ -34,11 +35,14 @@ type ServiceReconciler struct {
 	client   client.Client
 	clock    clock.PassiveClock
 	recorder record.EventRecorder
+	memo     *Memo
 }
 
 // NewServiceReconciler returns a ServiceReconciler.
-func NewServiceReconciler(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder) *ServiceReconciler {
-	return &ServiceReconciler{client: c, clock: clk, recorder: recorder}
+func NewServiceReconciler(
+	c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, memo *Memo,
+) *ServiceReconciler {
+	return &ServiceReconciler{client: c, clock: clk, recorder: recorder, memo: memo}
 }
 
 // +kubebuilder:rbac:groups=serving.kserve.io,resources=inferenceservices,verbs=get;list;watch
@@ -65,7 +69,13 @@ func (r *ServiceReconciler) observe(ctx context.Context, isvc *kserve.InferenceS
 	if err := r.client.List(ctx, &policies, here, client.UnsafeDisableDeepCopy); err != nil {
 		return seen, fmt.Errorf("listing SidecarPolicies: %w", err)
 	}
-	seen.policies = policies.Items
+	seen.decisions = map[v1alpha1.Component]sidecar.Decision{}
+	decide := r.memo.under(policies.Items)
+	for _, component := range components {
+		if kserve.Has(isvc, component) {
+			seen.decisions[component] = decide(isvc, component)
+		}
+	}
 	pods := podMetadataList()
 	ofService := client.MatchingLabels{kserve.LabelInferenceService: isvc.Name}
 	if err := r.client.List(ctx, pods, here, ofService, client.UnsafeDisableDeepCopy); err != nil {
@@ -77,7 +87,7 @@ func (r *ServiceReconciler) observe(ctx context.Context, isvc *kserve.InferenceS
 		}
 	}
 	seen.memcacheds = map[string]bool{}
-	for _, name := range cachesOf(isvc, seen.policies) {
+	for _, name := range seen.caches() {
 		err := r.client.Get(ctx, client.ObjectKey{Namespace: isvc.Namespace, Name: name}, &v1alpha1.Memcached{})
 		if client.IgnoreNotFound(err) != nil {
 			return seen, fmt.Errorf("reading Memcached %q: %w", name, err)

@@ -171,7 +171,7 @@ func kserveSays(kind apis.ConditionType, status corev1.ConditionStatus) faults.S
 }
 
 func newServiceReconciler(c client.Client, w *faults.World, recorder record.EventRecorder) reconcile.Reconciler {
-	return reconcile.AsReconciler(c, sidecarpolicy.NewServiceReconciler(c, w.Clock, recorder))
+	return reconcile.AsReconciler(c, sidecarpolicy.NewServiceReconciler(c, w.Clock, recorder, &sidecarpolicy.Memo{}))
 }
 
 func reconcileService(t *testing.T, w *faults.World, recorder record.EventRecorder) {
