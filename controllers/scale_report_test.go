@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -82,9 +83,9 @@ func (b *bench) report() string {
 	line("")
 	line("```")
 	target(line, "policies-webhook-p99", fmt.Sprintf("%.2fms", ms(p(0.99))), "<5ms", p(0.99) < 5*time.Millisecond)
-	target(line, "policies-writes-at-rest", fmt.Sprint(len(f.atRest)), "0", len(f.atRest) == 0)
+	target(line, "policies-writes-at-rest", strconv.Itoa(len(f.atRest)), "0", len(f.atRest) == 0)
 	target(line, "policies-writes-per-object", fmt.Sprintf("%.3f", perObject), "<0.1", perObject < 0.1)
-	target(line, "policies-edit-strangers", fmt.Sprint(strangers), "0", strangers == 0)
+	target(line, "policies-edit-strangers", strconv.Itoa(strangers), "0", strangers == 0)
 	target(line, "policies-time-to-rest", fmt.Sprintf("%.1fs", f.toRest.Seconds()), "<10s", f.toRest < 10*time.Second)
 	target(line, "policies-heap-per-1000", fmt.Sprintf("%.1fMiB", perThousand), "<16MiB", perThousand < 16)
 	line("```")

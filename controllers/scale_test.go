@@ -108,7 +108,7 @@ func heap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc) //nolint:gosec // no heap is that large.
+	return int64(m.HeapAlloc)
 }
 
 // comeToRest makes all objects, eight at a time, and waits until the manager has counted them and writes no more.
@@ -127,11 +127,11 @@ func (b *bench) comeToRest(ctx context.Context) error {
 	}
 	b.figures.created = time.Since(began)
 	began = time.Now()
-	matched := int32(b.services / 2) //nolint:gosec // a count of objects.
+	matched := int32(b.services / 2)
 	if err := b.await(ctx, "policies to count their pods", func() bool {
 		p, err := b.get(ctx, "blue")
 		return err == nil && p.Status.Matched == matched &&
-			p.Status.Injected == matched*int32(b.podsEach) //nolint:gosec // the same.
+			p.Status.Injected == matched*int32(b.podsEach)
 	}); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package sidecar_test
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -64,7 +65,7 @@ func BenchmarkMemo(b *testing.B) {
 	services := make([]*kserve.InferenceService, 1000)
 	for i := range services {
 		services[i] = torch()
-		services[i].UID, services[i].ResourceVersion = types.UID(fmt.Sprint(i)), "1"
+		services[i].UID, services[i].ResourceVersion = types.UID(strconv.Itoa(i)), "1"
 	}
 	all := sidecar.PoliciesOf(policies)
 	i := 0
