@@ -55,9 +55,9 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 		log.FromContext(ctx).Error(err, "Passing a pod unchanged, because policies cannot be read")
 		return admission.Allowed("").WithWarnings("outrigger: policies cannot be read; the pod gets no sidecars")
 	}
-	subject, decision := h.decide(ctx, request.Namespace, &pod, policies.Items)
+	decision := h.decide(ctx, request.Namespace, &pod, policies.Items)
 	equipped := pod.DeepCopy()
-	problems := slices.Concat(decision.Problems, sidecar.Equip(equipped, subject, decision.Plan, h.settings))
+	problems := slices.Concat(decision.Problems, sidecar.Inject(equipped, decision.Plan, h.settings))
 	mutated, err := overlay(request.Object.Raw, &pod, equipped)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
@@ -65,12 +65,12 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 	return admission.PatchResponseFromRaw(request.Object.Raw, mutated).WithWarnings(warnings(problems)...)
 }
 
-// decide tells what is known of the pod's InferenceService, and what is decided about it. The cache may not have seen it
-// yet; then it is read from the API server. KServe copies labels and annotations from there to the pod, so that the pod
-// speaks for it if it cannot be read at all. Policies are the cache's own: nothing may be changed in them.
+// decide tells what is decided about the pod's InferenceService. The cache may not have seen it yet; then it is read from
+// the API server. KServe copies labels and annotations from there to the pod, so that the pod speaks for it if it cannot
+// be read at all. Policies are the cache's own: nothing may be changed in them.
 func (h *Handler) decide(
 	ctx context.Context, namespace string, pod *corev1.Pod, policies []v1alpha1.SidecarPolicy,
-) (sidecar.Subject, sidecar.Decision) {
+) sidecar.Decision {
 	component := kserve.ComponentOf(pod.Labels)
 	service := &kserve.InferenceService{}
 	key := client.ObjectKey{Namespace: namespace, Name: pod.Labels[kserve.LabelInferenceService]}
@@ -81,9 +81,9 @@ func (h *Handler) decide(
 	if err != nil {
 		log.FromContext(ctx).V(1).Info("Deciding by the pod alone", "InferenceService", key, "reason", err.Error())
 		subject := sidecar.Subject{Labels: pod.Labels, Annotations: pod.Annotations, Component: component}
-		return subject, sidecar.Resolve(subject, policies)
+		return sidecar.Resolve(subject, policies)
 	}
-	return sidecar.SubjectOf(service, component), h.memo.Resolve(service, component, sidecar.PoliciesOf(policies))
+	return h.memo.Resolve(service, component, sidecar.PoliciesOf(policies))
 }
 
 func warnings(problems []sidecar.Problem) []string {

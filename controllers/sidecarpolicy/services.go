@@ -16,6 +16,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -127,12 +128,23 @@ func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return builder.ControllerManagedBy(mgr).
 		Named(ServicesName).
 		For(&kserve.InferenceService{}, builder.WithPredicates(predicate.Or[client.Object](
-			serviceChanged(), predicate.NewPredicateFuncs(hasWarning),
+			serviceChanged(), refusalChanged(), predicate.NewPredicateFuncs(hasWarning),
 		))).
 		Watches(&v1alpha1.SidecarPolicy{}, beside, builder.WithPredicates(policyChanged())).
 		Watches(&v1alpha1.Memcached{}, beside, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(podMetadata(), handler.EnqueueRequestsFromMapFunc(serviceOf), builder.WithPredicates(podChanged())).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
+}
+
+// refusalChanged passes updates that tell something new about what Knative refuses.
+func refusalChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*kserve.InferenceService)
+		after, alsoOK := e.ObjectNew.(*kserve.InferenceService)
+		return ok && alsoOK && slices.ContainsFunc(components, func(c v1alpha1.Component) bool {
+			return kserve.RefusalByKnative(before, c) != kserve.RefusalByKnative(after, c)
+		})
+	}}
 }
 
 // hasWarning passes InferenceServices that carry the warning, since somebody else may have edited it.

@@ -67,6 +67,9 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 					"feature cache is a miss", cache.Memcached),
 			})
 		}
+		if p, ok := forbidden(isvc, component); ok && !decision.Plan.IsZero() {
+			add(p)
+		}
 		if p, ok := unfetchable(isvc, component); ok {
 			add(p)
 		}
@@ -100,4 +103,15 @@ func unfetchable(isvc *kserve.InferenceService, component v1alpha1.Component) (s
 		}
 	}
 	return sidecar.Problem{}, false
+}
+
+// forbidden reports what KServe's Knative mode cannot have. KServe says so too; this says what to do about it.
+func forbidden(isvc *kserve.InferenceService, component v1alpha1.Component) (sidecar.Problem, bool) {
+	refusal := kserve.RefusalByKnative(isvc, component)
+	return sidecar.Problem{
+		Reason: v1alpha1.ReasonForbiddenByKnative,
+		Message: fmt.Sprintf("Knative refuses the %s, so that no pod of it is there to be equipped: %s; its ConfigMap "+
+			"config-features allows such things (a list of storageUris needs kubernetes.podspec-init-containers and "+
+			"kubernetes.podspec-volumes-emptydir), or do without them", strings.ToLower(string(component)), refusal),
+	}, refusal != ""
 }

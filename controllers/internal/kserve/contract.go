@@ -141,14 +141,6 @@ func StorageURIs(isvc *InferenceService, component v1alpha1.Component) []string 
 	return uris
 }
 
-// HasStorageURIs reports whether a component gives the addresses of its models as a list.
-func HasStorageURIs(isvc *InferenceService, component v1alpha1.Component) bool {
-	if component == v1alpha1.ComponentTransformer {
-		return isvc.Spec.Transformer != nil && len(isvc.Spec.Transformer.StorageUris) > 0
-	}
-	return len(isvc.Spec.Predictor.StorageUris) > 0
-}
-
 func first(list []v1beta1.ComponentImplementation) *v1beta1.ComponentImplementation {
 	if len(list) == 0 {
 		return nil

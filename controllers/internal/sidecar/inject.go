@@ -47,11 +47,6 @@ const (
 // the pod leaves no room for is not written, and reported: it would keep the pod from starting. The report is also put
 // on the pod, for those who come later.
 func Inject(pod *corev1.Pod, plan Plan, settings Settings) []Problem {
-	return Equip(pod, Subject{}, plan, settings)
-}
-
-// Equip does what Inject does for a pod of a subject, and reports what it finds missing by what is known of that.
-func Equip(pod *corev1.Pod, subject Subject, plan Plan, settings Settings) []Problem {
 	if plan.IsZero() {
 		return nil
 	}
@@ -66,7 +61,6 @@ func Equip(pod *corev1.Pod, subject Subject, plan Plan, settings Settings) []Pro
 			preload.Image = ""
 		}
 		injectPreload(pod, preload, settings.Preloader)
-		problems = append(problems, uninitialized(pod, subject)...)
 		written = append(written, PartPreload)
 	}
 	if plan.FeatureCache != nil {
@@ -121,20 +115,6 @@ func injectPreload(pod *corev1.Pod, preload Preload, image string) {
 			setEnv(c, envIO, strings.ToLower(string(preload.IO)))
 		}
 	}
-}
-
-// uninitialized reports a pod whose models are a list of addresses and that has no container to fetch them: KServe puts
-// that one into the template of its pods, for which Knative has to allow init containers.
-func uninitialized(pod *corev1.Pod, subject Subject) []Problem {
-	if !subject.HasModelList || slices.ContainsFunc(pod.Spec.InitContainers, named(kserve.ContainerStorageInitializer)) {
-		return nil
-	}
-	return []Problem{{
-		Reason: v1alpha1.ReasonNoRoom,
-		Message: "storageUris: the pod has no storage-initializer, which Knative keeps KServe from adding; enable " +
-			"kubernetes.podspec-init-containers and kubernetes.podspec-volumes-emptydir in Knative's ConfigMap " +
-			"config-features, or use storageUri",
-	}}
 }
 
 // allFromS3 reports whether every source of the pairs "source destination" has an s3:// address: the preloader refuses

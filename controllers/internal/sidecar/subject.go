@@ -15,8 +15,6 @@ type Subject struct {
 	Labels, Annotations map[string]string
 	// ModelURI is the address of the component's first model, "" if the InferenceService itself does not give one.
 	ModelURI string
-	// HasModelList is true if the component's models are a list of addresses that the preloader can fetch.
-	HasModelList bool
 	// Component is the component; pods of one that no policy can name get nothing.
 	Component v1alpha1.Component
 	// Object returns the InferenceService as JSON for CEL expressions. It is called only if there are any; nil means
@@ -31,11 +29,10 @@ func SubjectOf(isvc *kserve.InferenceService, component v1alpha1.Component) Subj
 		uri = uris[0]
 	}
 	return Subject{
-		ModelURI:     uri,
-		HasModelList: kserve.HasStorageURIs(isvc, component) && CanPreload(uri),
-		Labels:       isvc.Labels,
-		Annotations:  kserve.AnnotationsOf(isvc, component),
-		Component:    component,
-		Object:       sync.OnceValues(func() (map[string]any, error) { return kserve.Content(isvc) }),
+		ModelURI:    uri,
+		Labels:      isvc.Labels,
+		Annotations: kserve.AnnotationsOf(isvc, component),
+		Component:   component,
+		Object:      sync.OnceValues(func() (map[string]any, error) { return kserve.Content(isvc) }),
 	}
 }
