@@ -55,6 +55,9 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 		if !ok {
 			continue
 		}
+		if p, ok := forbidden(isvc, component); ok && !decision.Plan.IsZero() {
+			add(p)
+		}
 		for _, p := range decision.Problems {
 			if p.Reason != v1alpha1.ReasonInvalidPolicy { // the policy's own status says so, to its author
 				add(p)
@@ -66,9 +69,6 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 				Message: fmt.Sprintf("there is no Memcached %q in this namespace; until it is created every read of the "+
 					"feature cache is a miss", cache.Memcached),
 			})
-		}
-		if p, ok := forbidden(isvc, component); ok && !decision.Plan.IsZero() {
-			add(p)
 		}
 		if p, ok := unfetchable(isvc, component); ok {
 			add(p)

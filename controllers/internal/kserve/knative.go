@@ -30,5 +30,5 @@ func RefusalByKnative(isvc *InferenceService, component v1alpha1.Component) stri
 	if !found {
 		words = c.Message
 	}
-	return strings.Join(strings.Fields(words), " ")
+	return strings.TrimRight(strings.Join(strings.Fields(words), " "), ":.")
 }
