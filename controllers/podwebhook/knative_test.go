@@ -117,7 +117,8 @@ func (w *kserveWorld) conditionsOfAll(ctx context.Context) string {
 	}
 	var text strings.Builder
 	for i := range list.Items {
-		fmt.Fprintf(&text, "%s: %s %+v\n", list.Items[i].Name, list.Items[i].Status.DeploymentMode, list.Items[i].Status.Conditions)
+		status := &list.Items[i].Status
+		fmt.Fprintf(&text, "%s: %s %+v\n", list.Items[i].Name, status.DeploymentMode, status.Conditions)
 	}
 	return text.String()
 }
