@@ -5,7 +5,7 @@
 //
 // Exit codes: 0 done; 1 try again; 64 usage; 65 bytes that do not match; 66 not
 // found; 69 endpoint unavailable; 73 no space or not writable; 77 access denied;
-// 78 configuration; 130 and 143 stopped by a signal.
+// 78 configuration; 80 a GPU that is not fit for work, if asked; 130 and 143 stopped by a signal.
 package main
 
 import (
