@@ -64,6 +64,8 @@ type source interface {
 	// get opens the bytes of s. The answer is checked to be exactly these bytes
 	// of the version that o names.
 	get(ctx context.Context, o object, s span) (body, error)
+	// open is get over a line, which is cheaper for many requests.
+	open(ctx context.Context, l *line, o object, s span) (body, error)
 }
 
 // errChanged says that the object is no longer the version that was asked for.
