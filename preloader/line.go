@@ -8,8 +8,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,15 +22,47 @@ import (
 // goroutines, and large reads go straight into the worker's buffer.
 type line struct {
 	conn net.Conn
-	// tcp is what conn is on, to say how many bytes are worth waking up for.
-	tcp *net.TCPConn
-	in  *bufio.Reader
-	out []byte
+	// socket is what conn is on, to look at it and to say how many bytes are worth
+	// waking up for; nil if it is not known.
+	socket syscall.RawConn
+	in     *bufio.Reader
+	inlet  inlet
+	out    []byte
 	// used means that an answer has come over it: the store may have closed it
 	// since, which says nothing about the store.
 	used bool
+	// idle is when the last answer was read to its end.
+	idle time.Time
 	// lowWater is what was last asked of the kernel; 0 stands for its default.
 	lowWater int
+}
+
+const (
+	// mostHead bounds the head of an answer.
+	mostHead = mebibyte
+	// mostIdle is for how long a connection is trusted without use. What stands
+	// between may have forgotten it later.
+	mostIdle = 30 * time.Second
+	// mostInterim bounds the answers before the answer.
+	mostInterim = 5
+)
+
+// inlet reads from a connection, and no more than is left to read.
+type inlet struct {
+	conn net.Conn
+	left int64
+}
+
+var errHeadTooLong = &protocolError{"the head of an answer is longer than 1 MiB"}
+
+// Read reads from the connection.
+func (i *inlet) Read(p []byte) (int, error) {
+	if i.left <= 0 {
+		return 0, errHeadTooLong
+	}
+	n, err := i.conn.Read(p[:min(int64(len(p)), i.left)])
+	i.left -= int64(n)
+	return n, err
 }
 
 // do sends a request and returns the answer, whose body must be closed before
@@ -56,6 +90,9 @@ func isTimeout(err error) bool {
 }
 
 func (l *line) try(ctx context.Context, t *http.Transport, r *http.Request) (*http.Response, error) {
+	if l.conn != nil && l.stale() {
+		l.hangUp()
+	}
 	if l.conn == nil {
 		if err := l.dial(ctx, t, r); err != nil {
 			return nil, err
@@ -64,10 +101,7 @@ func (l *line) try(ctx context.Context, t *http.Transport, r *http.Request) (*ht
 	conn := l.conn
 	// Whatever is being read or written then ends at once.
 	release := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	answer, err := l.exchange(t, r)
-	if err == nil {
-		err = ctx.Err() // which may have come before the deadline for the head was lifted
-	}
+	answer, err := l.exchange(ctx, t, r)
 	if err != nil {
 		release()
 		return nil, err
@@ -80,7 +114,7 @@ func (l *line) try(ctx context.Context, t *http.Transport, r *http.Request) (*ht
 }
 
 // exchange writes the request and reads the answer's head.
-func (l *line) exchange(t *http.Transport, r *http.Request) (*http.Response, error) {
+func (l *line) exchange(ctx context.Context, t *http.Transport, r *http.Request) (*http.Response, error) {
 	l.out = append(l.out[:0], "GET "...)
 	l.out = append(l.out, r.URL.RequestURI()...)
 	l.out = append(l.out, " HTTP/1.1\r\nHost: "...)
@@ -97,18 +131,70 @@ func (l *line) exchange(t *http.Transport, r *http.Request) (*http.Response, err
 		return nil, err
 	}
 	if t.ResponseHeaderTimeout > 0 {
-		if err := l.conn.SetReadDeadline(time.Now().Add(t.ResponseHeaderTimeout)); err != nil {
+		if err := l.readBy(ctx, time.Now().Add(t.ResponseHeaderTimeout)); err != nil {
 			return nil, err
 		}
 	}
-	answer, err := http.ReadResponse(l.in, r)
-	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	if err == nil && t.ResponseHeaderTimeout > 0 {
-		err = l.conn.SetReadDeadline(time.Time{})
+	answer, err := l.head(r)
+	if err == nil {
+		err = l.readBy(ctx, time.Time{})
 	}
 	return answer, err
+}
+
+// readBy sets the time by which bytes must come, but not after the context has
+// ended and set it to the past.
+func (l *line) readBy(ctx context.Context, deadline time.Time) error {
+	if err := l.conn.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// head reads the head of the answer.
+func (l *line) head(r *http.Request) (*http.Response, error) {
+	l.inlet.left = mostHead
+	defer func() { l.inlet.left = math.MaxInt64 }()
+	for range mostInterim {
+		answer, err := http.ReadResponse(l.in, r)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		case answer.StatusCode >= http.StatusOK, answer.StatusCode == http.StatusSwitchingProtocols:
+			return answer, nil
+		}
+	}
+	return nil, &protocolError{"the server keeps answering that an answer will come"}
+}
+
+// stale reports whether a connection must not be used again: it has been idle for
+// long, the store has closed it, or has sent what nobody asked for, which would
+// be taken for the next answer.
+func (l *line) stale() bool {
+	if !l.used {
+		return false
+	}
+	if l.in.Buffered() > 0 || time.Since(l.idle) > mostIdle {
+		return true
+	}
+	if l.socket == nil {
+		return false
+	}
+	_, secure := l.conn.(*tls.Conn)
+	gone := false
+	err := l.socket.Control(func(fd uintptr) {
+		var one [1]byte
+		n, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		case err == nil && n > 0 && secure: // such as keys for later, which TLS reads by itself
+		default:
+			gone = true
+		}
+	})
+	return err != nil || gone
 }
 
 // dial connects, with the same settings as the SDK's own connections.
@@ -121,8 +207,12 @@ func (l *line) dial(ctx context.Context, t *http.Transport, r *http.Request) err
 	if err != nil {
 		return err
 	}
-	l.conn, l.used, l.lowWater = conn, false, 0
-	l.tcp, _ = conn.(*net.TCPConn)
+	l.conn, l.used, l.lowWater, l.socket = conn, false, 0, nil
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		if l.socket, err = tcp.SyscallConn(); err != nil {
+			return err
+		}
+	}
 	if r.URL.Scheme == "https" {
 		config := t.TLSClientConfig.Clone()
 		config.NextProtos = nil // HTTP/1.1
@@ -141,7 +231,8 @@ func (l *line) dial(ctx context.Context, t *http.Transport, r *http.Request) err
 		// Small, so that large reads pass it by.
 		l.in = bufio.NewReaderSize(nil, 4096)
 	}
-	l.in.Reset(l.conn)
+	l.inlet = inlet{conn: l.conn, left: math.MaxInt64}
+	l.in.Reset(&l.inlet)
 	return nil
 }
 
@@ -150,23 +241,19 @@ func (l *line) hangUp() {
 	if l.conn != nil {
 		_ = l.conn.Close()
 	}
-	l.conn, l.tcp = nil, nil
+	l.conn, l.socket = nil, nil
 }
 
 // wakeAt asks the kernel to wake the reader only when so many bytes are there,
 // or for any if n is 1. It saves a fast connection from being woken for each
 // packet. More than what is still to come must never be asked for.
 func (l *line) wakeAt(n int) {
-	if l.tcp == nil || n == max(l.lowWater, 1) {
-		return
-	}
-	raw, err := l.tcp.SyscallConn()
-	if err != nil {
+	if l.socket == nil || n == max(l.lowWater, 1) {
 		return
 	}
 	l.lowWater = n
 	// If it fails, the reader is woken more often.
-	_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
+	_ = l.socket.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
 }
 
 const (
@@ -229,5 +316,6 @@ func (b *lineBody) Close() error {
 		return nil
 	}
 	b.line.wakeAt(1)
+	b.line.idle = time.Now()
 	return nil
 }

@@ -124,10 +124,7 @@ func (s *s3Source) firstPart(ctx context.Context, key string) (int64, error) {
 // get asks for the bytes of one span, or for the whole object without a Range,
 // which lets the answer carry the object's checksum.
 func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
-	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: &o.key}
-	if o.etag != "" {
-		in.IfMatch = aws.String(`"` + o.etag + `"`)
-	}
+	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: &o.key, IfMatch: o.ifMatch()}
 	whole := part.off == 0 && part.n == o.size
 	if !whole {
 		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", part.off, part.end()-1))

@@ -132,7 +132,7 @@ func (s *store) openTemp(rel string, size int64, fresh bool) (*os.File, error) {
 	if err != nil {
 		return nil, diskFailure(s.dir, &fs.PathError{Op: "open", Path: path.Join(workDir, name), Err: err})
 	}
-	f := os.NewFile(uintptr(fd), name) //nolint:gosec // not negative
+	f := os.NewFile(uintptr(fd), name)
 	if fresh && size <= bufferSize {
 		return f, nil // one write makes its length and its blocks
 	}

@@ -53,7 +53,7 @@ func newWire(ctx context.Context, s *s3Source) *wire {
 	}
 	var sample sampler
 	_, err := s.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String(key)}, s.atRegion,
-		func(o *s3.Options) { o.HTTPClient = &sample })
+		func(o *s3.Options) { o.HTTPClient, o.Retryer = &sample, aws.NopRetryer{} })
 	r := sample.request
 	if r == nil || !errors.Is(err, errSampled) {
 		return nil
@@ -129,8 +129,8 @@ func (w *wire) request(ctx context.Context, o object, part span) (*http.Request,
 		Method: http.MethodGet, URL: &at, Host: at.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{"X-Amz-Content-Sha256": {emptyHash}},
 	}
-	if o.etag != "" {
-		r.Header["If-Match"] = []string{`"` + o.etag + `"`}
+	if tag := o.ifMatch(); tag != nil {
+		r.Header["If-Match"] = []string{*tag}
 	}
 	if part.off == 0 && part.n == o.size {
 		r.Header["X-Amz-Checksum-Mode"] = []string{"ENABLED"}
@@ -183,8 +183,11 @@ func (s *s3Source) open(ctx context.Context, l *line, o object, part span) (body
 		return s.get(ctx, o, part)
 	}
 	r, err := w.request(ctx, o, part)
-	if err != nil {
+	switch {
+	case err != nil:
 		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, err)
+	case !sendable(r.Header):
+		return s.get(ctx, o, part) // the SDK words what is wrong with it
 	}
 	answer, err := l.do(ctx, w.transport, r)
 	switch {
@@ -199,6 +202,19 @@ func (s *s3Source) open(ctx context.Context, l *line, o object, part span) (body
 		return s.get(ctx, o, part) // the SDK knows which redirects to follow
 	}
 	return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, s.explain(refusal(answer), o.key))
+}
+
+// sendable reports whether no value breaks out of its line, as a secret that ends
+// in a line break would.
+func sendable(h http.Header) bool {
+	for _, values := range h {
+		for _, c := range []byte(values[0]) {
+			if c < ' ' && c != '\t' || c == 0x7f {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // wired returns the wire for the region that the store named, or nil.
@@ -217,7 +233,7 @@ func (s *s3Source) accept(o object, part span, answer *http.Response) (body, err
 	b := body{ReadCloser: answer.Body, object: object{
 		key: o.key, etag: trimETag(h.Get("Etag")), encrypted: keyEncrypted(
 			types.ServerSideEncryption(h.Get("X-Amz-Server-Side-Encryption")),
-			present(h.Get("X-Amz-Server-Side-Encryption-Customer-Algorithm"))),
+			optional(h.Get("X-Amz-Server-Side-Encryption-Customer-Algorithm"))),
 		sum: checksumOf(h),
 	}}
 	b.object.modified, _ = http.ParseTime(h.Get("Last-Modified"))
@@ -236,7 +252,7 @@ func (s *s3Source) accept(o object, part span, answer *http.Response) (body, err
 	return b, nil
 }
 
-func present(v string) *string {
+func optional(v string) *string {
 	if v == "" {
 		return nil
 	}

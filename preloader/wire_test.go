@@ -87,7 +87,18 @@ func TestPullFollowsRedirects(t *testing.T) {
 
 func TestWireAddressesLikeTheSDK(t *testing.T) {
 	keys := []string{
-		"model.bin", "a b+c%20d", "ü ö/漢字.txt", "a..b", "x//y", "~-._!*'()", "q?x=1&y#z", "c:\\d", "@$,;=", "../up", "./a", "tab\there",
+		"model.bin",
+		"a b+c%20d",
+		"ü ö/漢字.txt",
+		"a..b",
+		"x//y",
+		"~-._!*'()",
+		"q?x=1&y#z",
+		"c:\\d",
+		"@$,;=",
+		"../up",
+		"./a",
+		"tab\there",
 	}
 	endpoints := map[string]func(*s3.Options){
 		"AWS": func(*s3.Options) {},
@@ -103,8 +114,9 @@ func TestWireAddressesLikeTheSDK(t *testing.T) {
 	for name, set := range endpoints {
 		t.Run(name, func(t *testing.T) {
 			s := newS3Source(s3.New(s3.Options{
-				Region: "eu-west-1", Credentials: credentials.NewStaticCredentialsProvider("id/with/slashes", "secret", "session"),
-				HTTPClient: httpClient(Options{}, 1),
+				Region:      "eu-west-1",
+				Credentials: credentials.NewStaticCredentialsProvider("id/with/slashes", "secret", "session"),
+				HTTPClient:  httpClient(Options{}, 1),
 			}, set), "models")
 			w := s.wired(t.Context())
 			if w == nil {
@@ -113,7 +125,7 @@ func TestWireAddressesLikeTheSDK(t *testing.T) {
 			for _, key := range keys {
 				var theirs sampler
 				_, _ = s.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: aws.String("models"), Key: &key},
-					func(o *s3.Options) { o.HTTPClient = &theirs })
+					func(o *s3.Options) { o.HTTPClient, o.Retryer = &theirs, aws.NopRetryer{} })
 				if theirs.request == nil {
 					t.Fatalf("the SDK makes no request for %q", key)
 				}
@@ -126,7 +138,7 @@ func TestWireAddressesLikeTheSDK(t *testing.T) {
 					t.Errorf("key %q (-SDK's +ours):\n%s", key, diff)
 				}
 				their, our := theirs.request.Header.Get("Authorization"), ours.Header.Get("Authorization")
-				if scope := strings.SplitN(their, ",", 2)[0]; !strings.HasPrefix(our, scope+",") {
+				if scope, _, _ := strings.Cut(their, ","); !strings.HasPrefix(our, scope+",") {
 					t.Errorf("key %q is signed for %q, want %q", key, our, scope)
 				}
 				for _, header := range []string{"if-match", "range", "x-amz-security-token"} {
@@ -147,10 +159,24 @@ func TestThereIsNoWireWhereOnlyTheSDKKnows(t *testing.T) {
 		bucket  string
 		want    bool
 	}{
-		"a plain bucket":             {options: s3.Options{Credentials: static, HTTPClient: httpClient(Options{}, 1)}, bucket: "models", want: true},
-		"nobody's":                   {options: s3.Options{Credentials: aws.AnonymousCredentials{}, HTTPClient: httpClient(Options{}, 1)}, bucket: "models", want: true},
-		"a client of another sort":   {options: s3.Options{Credentials: static, HTTPClient: http.DefaultClient}, bucket: "models"},
-		"an access point everywhere": {options: s3.Options{Credentials: static, HTTPClient: httpClient(Options{}, 1)}, bucket: "arn:aws:s3::123456789012:accesspoint/m.mrap"},
+		"a plain bucket": {
+			options: s3.Options{Credentials: static, HTTPClient: httpClient(Options{}, 1)},
+			bucket:  "models",
+			want:    true,
+		},
+		"nobody's": {
+			options: s3.Options{Credentials: aws.AnonymousCredentials{}, HTTPClient: httpClient(Options{}, 1)},
+			bucket:  "models",
+			want:    true,
+		},
+		"a client of another sort": {
+			options: s3.Options{Credentials: static, HTTPClient: http.DefaultClient},
+			bucket:  "models",
+		},
+		"an access point everywhere": {
+			options: s3.Options{Credentials: static, HTTPClient: httpClient(Options{}, 1)},
+			bucket:  "arn:aws:s3::123456789012:accesspoint/m.mrap",
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
