@@ -72,6 +72,8 @@ type plan struct {
 	outcome routing.Outcome
 	// colours are those in force, in their order.
 	colours []routing.Colour
+	// shadow is the share of requests of which the canary gets a copy, 0 to 100.
+	shadow int32
 	// host is where clients find the route, empty if nowhere.
 	host string
 	// unbound says why no client finds the route that is planned, empty if one can.
@@ -130,6 +132,9 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, seen.canary.ready); err != nil {
 		p.stalled = refused(err)
 		return p
+	}
+	if shadow := rollout.Spec.Shadow; shadow != nil {
+		p.shadow = routing.Shadow(shadow.Percent, p.weights, seen.stable.ready, seen.canary.ready)
 	}
 	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
 		p.adopt(rollout, seen)
@@ -223,7 +228,8 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	}
 	route := routing.Owned{
 		Name: rollout.Name, Namespace: rollout.Namespace,
-		Colours: p.colours, Stable: stable, Canary: canary, Weights: p.weights,
+		Colours: p.colours, Sticky: routing.Sticky(rollout.Spec), Shadow: p.shadow,
+		Stable: stable, Canary: canary, Weights: p.weights,
 	}
 	delegate := rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate
 	if !delegate {

@@ -33,6 +33,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	}
 	if err == nil && p.routes() && p.acceptance.Accepted {
 		s.RolloutProgress = settled(&s, p, now)
+		s.ShadowPercent = p.shadow
 	}
 	setProgressing(&s, rollout.Generation)
 	stalled := status.StalledCondition(err)

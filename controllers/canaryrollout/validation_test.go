@@ -78,6 +78,23 @@ func TestValidation(t *testing.T) {
 			spec: "colours: [{name: qa, to: Both, match: {any: [{cookie: {name: a, value: b}}]}}]",
 			want: "Unsupported value",
 		},
+		"sessions by a cookie":  {spec: "stickiness: {cookie: {name: fraud}}"},
+		"sessions by a header":  {spec: "stickiness: {header: {name: x-session-id}}"},
+		"sessions by both":      {spec: "stickiness: {cookie: {name: a}, header: {name: b}}", want: "one of the two"},
+		"sessions by nothing":   {spec: "stickiness: {}", want: "one of the two"},
+		"sessions without end":  {spec: "stickiness: {cookie: {name: a, ttl: 1000h}}", want: "between 1s and 720h"},
+		"sessions of no length": {spec: "stickiness: {cookie: {name: a, ttl: 0s}}", want: "between 1s and 720h"},
+		"sessions by the host":  {spec: "stickiness: {header: {name: host}}", want: "a header of its own"},
+		"sessions of an adopted route": {
+			spec: "routing: {mode: Adopt, virtualServiceRef: {name: a, route: b}}, stickiness: {header: {name: a}}",
+			want: "use mode Owned or Delegate",
+		},
+		"a shadow":                  {spec: "shadow: {}"},
+		"a shadow of more than all": {spec: "shadow: {percent: 101}", want: "less than or equal to 100"},
+		"a shadow of an adopted one": {
+			spec: "routing: {mode: Adopt, virtualServiceRef: {name: a, route: b}}, shadow: {}",
+			want: "shadow needs",
+		},
 		"colours of an adopted route": {
 			spec: "routing: {mode: Adopt, virtualServiceRef: {name: a, route: b}}, colours: [{name: qa, to: Canary, match: {any: [{cookie: {name: a, value: b}}]}}]",
 			want: "use mode Owned or Delegate",

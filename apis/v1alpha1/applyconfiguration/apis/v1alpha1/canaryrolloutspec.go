@@ -22,6 +22,12 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
 	Colours []ColourApplyConfiguration `json:"colours,omitempty"`
+	// stickiness keeps each session on one side. The canary's share of sessions is its weight, whatever weights came
+	// before: more weight only adds sessions to those that it has. Not in mode Adopt.
+	Stickiness *RolloutStickinessApplyConfiguration `json:"stickiness,omitempty"`
+	// shadow gives the canary copies of requests, whose answers nobody sees, until it gets a share of its own. Not in mode
+	// Adopt.
+	Shadow *RolloutShadowApplyConfiguration `json:"shadow,omitempty"`
 	// routing says through which route the traffic flows.
 	Routing *RolloutRoutingApplyConfiguration `json:"routing,omitempty"`
 }
@@ -82,6 +88,22 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithColours(values ...*ColourApply
 		}
 		b.Colours = append(b.Colours, *values[i])
 	}
+	return b
+}
+
+// WithStickiness sets the Stickiness field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Stickiness field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithStickiness(value *RolloutStickinessApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Stickiness = value
+	return b
+}
+
+// WithShadow sets the Shadow field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Shadow field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithShadow(value *RolloutShadowApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Shadow = value
 	return b
 }
 
