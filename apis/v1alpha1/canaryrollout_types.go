@@ -38,6 +38,9 @@ const (
 	ReasonDriftHeld = "DriftHeld"
 	// ReasonInvalidColour says that a colour cannot be told in the language of routes.
 	ReasonInvalidColour = "InvalidColour"
+	// ReasonModelNamesDiffer says that the two sides serve models of different names, so that what is asked of one is not
+	// found on the other.
+	ReasonModelNamesDiffer = "ModelNamesDiffer"
 	// ReasonWeightsChanged is that of the event that tells new weights.
 	ReasonWeightsChanged = "WeightsChanged"
 )
@@ -73,6 +76,14 @@ type CanaryRolloutSpec struct {
 	// +kubebuilder:validation:Maximum=100
 	CanaryPercent int32 `json:"canaryPercent"`
 
+	// modelNames is Same or Any. The name of a model is in the path or the body of each request, so a canary that serves
+	// its model by another name than stable answers with an error and gets no traffic. The names are read from the
+	// arguments of the pods; pods that do not tell are not compared. Any compares none: choose it when a model server knows
+	// more names than its arguments tell.
+	// +optional
+	// +kubebuilder:default=Same
+	ModelNames ModelNames `json:"modelNames,omitempty"`
+
 	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
 	// +optional
 	Strategy *RolloutStrategy `json:"strategy,omitempty"`
@@ -106,6 +117,20 @@ type CanaryRolloutSpec struct {
 	// +kubebuilder:default={mode: Owned}
 	Routing RolloutRouting `json:"routing,omitzero"`
 }
+
+// ModelNames says whether the sides must serve their models by the same name.
+//
+// +enum
+// +kubebuilder:validation:Enum=Same;Any
+type ModelNames string
+
+// Values of ModelNames.
+const (
+	// ModelNamesSame gives no traffic to a canary whose model has another name.
+	ModelNamesSame ModelNames = "Same"
+	// ModelNamesAny compares no names.
+	ModelNamesAny ModelNames = "Any"
+)
 
 // RolloutStickiness says how a session is known. Requests that are not known are shared like all others.
 //

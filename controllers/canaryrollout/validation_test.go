@@ -78,6 +78,8 @@ func TestValidation(t *testing.T) {
 			spec: "colours: [{name: qa, to: Both, match: {any: [{cookie: {name: a, value: b}}]}}]",
 			want: "Unsupported value",
 		},
+		"any model names":       {spec: "modelNames: Any"},
+		"other model names":     {spec: "modelNames: Equal", want: "Unsupported value"},
 		"sessions by a cookie":  {spec: "stickiness: {cookie: {name: fraud}}"},
 		"sessions by a header":  {spec: "stickiness: {header: {name: x-session-id}}"},
 		"sessions by both":      {spec: "stickiness: {cookie: {name: a}, header: {name: b}}", want: "one of the two"},

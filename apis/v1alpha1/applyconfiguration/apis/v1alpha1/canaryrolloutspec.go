@@ -2,6 +2,10 @@
 
 package v1alpha1
 
+import (
+	apisv1alpha1 "serverless.xyz/outrigger/apis/v1alpha1"
+)
+
 // CanaryRolloutSpecApplyConfiguration represents a declarative configuration of the CanaryRolloutSpec type for use
 // with apply.
 //
@@ -14,6 +18,11 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
 	// the canary is not ready it gets none, whatever is asked.
 	CanaryPercent *int32 `json:"canaryPercent,omitempty"`
+	// modelNames is Same or Any. The name of a model is in the path or the body of each request, so a canary that serves
+	// its model by another name than stable answers with an error and gets no traffic. The names are read from the
+	// arguments of the pods; pods that do not tell are not compared. Any compares none: choose it when a model server knows
+	// more names than its arguments tell.
+	ModelNames *apisv1alpha1.ModelNames `json:"modelNames,omitempty"`
 	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
 	Strategy *RolloutStrategyApplyConfiguration `json:"strategy,omitempty"`
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
@@ -59,6 +68,14 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithCanary(value *RolloutSideApply
 // If called multiple times, the CanaryPercent field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithCanaryPercent(value int32) *CanaryRolloutSpecApplyConfiguration {
 	b.CanaryPercent = &value
+	return b
+}
+
+// WithModelNames sets the ModelNames field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ModelNames field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithModelNames(value apisv1alpha1.ModelNames) *CanaryRolloutSpecApplyConfiguration {
+	b.ModelNames = &value
 	return b
 }
 
