@@ -153,8 +153,10 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 	c, clk := mgr.GetClient(), clock.RealClock{}
 	list := []lateController{
 		{
-			name:  memcached.Name,
-			setup: memcached.New(c, clk, mgr.GetEventRecorderFor(memcached.Name), o.MemcachedImage, o.ReadStats).SetupWithManager,
+			name: memcached.Name,
+			setup: memcached.New(
+				c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(memcached.Name), o.MemcachedImage, o.ReadStats,
+			).SetupWithManager,
 		},
 		{
 			name:  sidecarpolicy.Name,

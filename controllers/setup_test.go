@@ -16,9 +16,12 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/google/go-cmp/cmp"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
@@ -72,6 +75,67 @@ func TestManagerAtRest(t *testing.T) {
 	defer stop()
 	if got := writes.during(time.Minute); len(got) > 0 {
 		t.Errorf("writes in the minute after a restart: %q; %d before it", got, before)
+	}
+}
+
+// TestManagerKnowsWhatItsCacheDoesNotHold: the caches hold objects with Outrigger's label only. Somebody else's object of
+// a wanted name is left as it is, and one of ours that lost the label is taken up again, with what it remembers.
+func TestManagerKnowsWhatItsCacheDoesNotHold(t *testing.T) {
+	t.Parallel()
+	cluster := testcluster.New(t)
+	c := cluster.Client
+	namespace := cluster.Namespace(t)
+	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: namespace, Name: name} }
+	selector := map[string]string{"app": "theirs"}
+	foreign := map[string]client.Object{
+		"service": &corev1.Service{ObjectMeta: meta("service"), Spec: corev1.ServiceSpec{
+			Selector: selector, Ports: []corev1.ServicePort{{Port: 80}},
+		}},
+		"set": &appsv1.StatefulSet{ObjectMeta: meta("set"), Spec: appsv1.StatefulSetSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: selector},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: selector},
+				Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "theirs", Image: "theirs"}}},
+			},
+		}},
+		"ring": &corev1.ConfigMap{ObjectMeta: meta(v1alpha1.RingConfigMapName("ring")), Data: map[string]string{"a": "b"}},
+	}
+	was := map[string]string{}
+	for name, o := range foreign {
+		must(t, c.Create(t.Context(), o))
+		was[name] = o.GetResourceVersion()
+		must(t, c.Create(t.Context(), &v1alpha1.Memcached{ObjectMeta: meta(name), Spec: v1alpha1.MemcachedSpec{Size: 1}}))
+	}
+	must(t, c.Create(t.Context(), &v1alpha1.Memcached{ObjectMeta: meta("ours"), Spec: v1alpha1.MemcachedSpec{Size: 1}}))
+	defer startManager(t, cluster.Config, namespace, &writes{})()
+
+	for name, o := range foreign {
+		await(t, "the Memcached "+name+" to say that its name is taken", func(ctx context.Context) bool {
+			var m v1alpha1.Memcached
+			if !get(ctx, c, namespace, name, &m) {
+				return false
+			}
+			ready := apimeta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionReady)
+			return ready != nil && ready.Reason == v1alpha1.ReasonNameTaken
+		})
+		must(t, c.Get(t.Context(), client.ObjectKeyFromObject(o), o))
+		if o.GetResourceVersion() != was[name] {
+			t.Errorf("the %T %q of somebody else was written: %v", o, o.GetName(), o.GetManagedFields())
+		}
+	}
+
+	var ring corev1.ConfigMap
+	await(t, "the ring", func(ctx context.Context) bool {
+		return get(ctx, c, namespace, v1alpha1.RingConfigMapName("ours"), &ring)
+	})
+	remembered := ring.Data[v1alpha1.RingConfigMapKey]
+	delete(ring.Labels, v1alpha1.LabelManagedBy)
+	must(t, c.Update(t.Context(), &ring))
+	await(t, "the ring to have its label again", func(ctx context.Context) bool {
+		return get(ctx, c, namespace, ring.Name, &ring) && ring.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy
+	})
+	if diff := cmp.Diff(remembered, ring.Data[v1alpha1.RingConfigMapKey]); diff != "" {
+		t.Errorf("the ring forgot (-before +after):\n%s", diff)
 	}
 }
 

@@ -23,10 +23,8 @@ func main() {
 	syscall.Umask(0o022)
 	// The bytes never touch the heap, so it can be kept small.
 	debug.SetGCPercent(50)
-	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	go func() { cancel(&preloader.StoppedError{Signal: <-signals}) }()
 	command := preloader.Command{Args: os.Args[1:], Getenv: os.Getenv, Stdout: os.Stdout, Stderr: os.Stderr}
-	os.Exit(int(command.Run(ctx)))
+	os.Exit(int(command.RunUntil(context.Background(), signals)))
 }

@@ -61,7 +61,7 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 		sides:    c,
 		kinds:    newServedKinds(c.RESTMapper(), clk),
 		recorder: recorder,
-		applier:  apply.New(c, fieldManager),
+		applier:  apply.New(c, live, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
 	}
 }
@@ -96,7 +96,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if rollout, err = r.remember(ctx, rollout, keepsakeFor(rollout, p)); err != nil {
 		return status.Result(0, err)
 	}
-	err = r.apply(ctx, rollout, seen, p)
+	if err = r.apply(ctx, rollout, seen, p); err == nil {
+		count(rollout, p, r.clock.Since(seen.now))
+	}
 	if apierrors.IsConflict(err) || unrecorded != nil {
 		return status.Result(0, errors.Join(err, unrecorded)) // nothing to tell: it is tried again at once
 	}
@@ -149,6 +151,7 @@ func (r *Reconciler) report(
 	if reportErr := r.reporter.Report(ctx, rollout, after, conditionsOf); reportErr != nil {
 		return rollout, reportErr
 	}
+	show(after)
 	if err == nil && p.drift != nil {
 		r.tellDrift(after, p)
 	}

@@ -118,6 +118,7 @@ func (r *Reconciler) patchRoute(ctx context.Context, rollout *v1alpha1.CanaryRol
 		if bytes.Equal(again, patch) {
 			return refusal
 		}
+		guardFailures.Inc()
 	}
 	return errRouteMoves
 }

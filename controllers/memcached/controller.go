@@ -48,6 +48,7 @@ const statsTimeout = 2 * time.Second
 type Reconciler struct {
 	clock    clock.PassiveClock
 	client   client.Client
+	live     client.Reader
 	applier  *apply.Applier
 	reporter *status.Reporter
 	image    string
@@ -57,14 +58,17 @@ type Reconciler struct {
 // StatsReader reads the statistics of the memcached server at host:port.
 type StatsReader func(ctx context.Context, address string) (mc.Stats, error)
 
-// New returns a Reconciler that runs image where a Memcached names none, and asks instances by stats.
+// New returns a Reconciler that runs image where a Memcached names none, and asks instances by stats. It reads through c,
+// which may be a cache of Outrigger's objects, and through live, which must not be one, where c finds nothing.
 func New(
-	c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, image string, stats StatsReader,
+	c client.Client, live client.Reader, clk clock.PassiveClock, recorder record.EventRecorder,
+	image string, stats StatsReader,
 ) *Reconciler {
 	return &Reconciler{
 		clock:    clk,
 		client:   c,
-		applier:  apply.New(c, fieldManager),
+		live:     live,
+		applier:  apply.New(c, live, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
 		image:    image,
 		stats:    stats,
@@ -112,10 +116,15 @@ func (r *Reconciler) observe(ctx context.Context, m *v1alpha1.Memcached) (observ
 func (r *Reconciler) observeRing(ctx context.Context, m *v1alpha1.Memcached) (*publishedRing, error) {
 	var cm corev1.ConfigMap
 	key := client.ObjectKey{Namespace: m.Namespace, Name: v1alpha1.RingConfigMapName(m.Name)}
-	if err := r.client.Get(ctx, key, &cm); err != nil {
-		if apierrors.IsNotFound(err) {
-			return nil, nil
-		}
+	err := r.client.Get(ctx, key, &cm)
+	if apierrors.IsNotFound(err) {
+		// A ring that lost the label of Outrigger's objects is still the memory of what instances hold.
+		err = r.live.Get(ctx, key, &cm)
+	}
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reading the ring: %w", err)
 	}
 	if !metav1.IsControlledBy(&cm, m) {
@@ -162,16 +171,11 @@ func (r *Reconciler) readStats(ctx context.Context, instances map[int32]instance
 
 // apply writes the ring before the instances, so that none is taken away while clients still send keys to it.
 func (r *Reconciler) apply(ctx context.Context, m *v1alpha1.Memcached, p plan) error {
-	if p.ring != nil {
-		desired, err := ringConfigMap(m, p.ring)
-		if err != nil {
-			return err
-		}
-		if _, err := r.applier.Apply(ctx, m, desired); err != nil {
-			return err
-		}
+	ring, err := ringConfigMap(m, p.ring)
+	if err != nil {
+		return err
 	}
-	for _, desired := range []any{service(m), statefulSet(m, r.image, p.replicas)} {
+	for _, desired := range []any{ring, service(m), statefulSet(m, r.image, p.replicas)} {
 		if _, err := r.applier.Apply(ctx, m, desired); err != nil {
 			return err
 		}

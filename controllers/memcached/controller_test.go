@@ -315,7 +315,7 @@ func resize(size int32) faults.Step {
 func silentStats(context.Context, string) (mc.Stats, error) { return mc.Stats{}, nil }
 
 func newReconciler(c client.Client, w *faults.World, stats memcached.StatsReader) reconcile.Reconciler {
-	return reconcile.AsReconciler(c, memcached.New(c, w.Clock, record.NewFakeRecorder(1000), "memcached:test", stats))
+	return reconcile.AsReconciler(c, memcached.New(c, w.Client, w.Clock, record.NewFakeRecorder(1000), "memcached:test", stats))
 }
 
 func newWorld(t *testing.T) *faults.World {

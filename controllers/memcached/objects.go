@@ -76,7 +76,7 @@ func service(m *v1alpha1.Memcached) *corev1ac.ServiceApplyConfiguration {
 
 // ringConfigMap returns the ConfigMap that publishes a ring. It is written only over the version that the ring was
 // derived from, since epoch and changedAt continue those of their predecessor.
-func ringConfigMap(m *v1alpha1.Memcached, ring *publishedRing) (*corev1ac.ConfigMapApplyConfiguration, error) {
+func ringConfigMap(m *v1alpha1.Memcached, ring publishedRing) (*corev1ac.ConfigMapApplyConfiguration, error) {
 	document, err := ring.document.Marshal()
 	if err != nil {
 		return nil, fmt.Errorf("writing the ring document: %w", err)

@@ -85,9 +85,9 @@ func ordinalOf(m *v1alpha1.Memcached, name string) (int32, bool) {
 
 // plan is what to make true.
 type plan struct {
-	// ring is the ring to publish, nil if the published one is right.
-	ring *publishedRing
-	// size is the number of instances in the ring once ring is published: those with ordinals below it.
+	// ring is the ring to be published, which may be the published one.
+	ring publishedRing
+	// size is the number of instances in ring: those with ordinals below it.
 	size int32
 	// replicas is the number of instances to run, standby instances included.
 	replicas int32
@@ -135,9 +135,9 @@ func planFor(m *v1alpha1.Memcached, seen observed, now time.Time) plan {
 	return p
 }
 
-// nextRing returns the ring of the first size instances, or nil if it is the published one already. The epoch grows only
-// when the set of servers changes: a server that moved to another address keeps its keys' slot, though not its keys.
-func nextRing(m *v1alpha1.Memcached, seen observed, size int32, now time.Time) *publishedRing {
+// nextRing returns the ring of the first size instances. The epoch and the time of the change move only when the set of
+// servers changes: a server that moved to another address keeps its keys' slot, though not its keys.
+func nextRing(m *v1alpha1.Memcached, seen observed, size int32, now time.Time) publishedRing {
 	next := publishedRing{document: mc.Document{Hash: mc.HashKetamaMD5}, changedAt: now}
 	var old []mc.Server
 	if seen.ring != nil {
@@ -157,28 +157,12 @@ func nextRing(m *v1alpha1.Memcached, seen observed, size int32, now time.Time) *
 		}
 		next.document.Servers = append(next.document.Servers, server)
 	}
-	switch {
-	case seen.ring == nil || len(old) != len(next.document.Servers):
+	if seen.ring == nil || len(old) != len(next.document.Servers) {
 		next.document.Epoch++
-	case sameServers(old, next.document.Servers):
-		return nil
-	default:
+	} else {
 		next.changedAt = seen.ring.changedAt
 	}
-	return &next
-}
-
-func sameServers(a, b []mc.Server) bool {
-	addresses := make(map[mc.Server]bool, len(a))
-	for _, server := range a {
-		addresses[server] = true
-	}
-	for _, server := range b {
-		if !addresses[server] {
-			return false
-		}
-	}
-	return len(a) == len(b)
+	return next
 }
 
 // wake returns when to look again if nothing happens before, 0 for never.
@@ -202,11 +186,9 @@ func statusFor(m *v1alpha1.Memcached, seen observed, p plan, err error) v1alpha1
 	s.Phase = phaseFor(m, p)
 	if err == nil {
 		s.Size, s.ReadyInstances, s.StandbyInstances = p.size, p.ready, p.standby
-		if published := current(seen, p); published != nil {
-			s.Ring.Epoch = published.document.Epoch
-			// The API server keeps whole seconds; anything finer would differ at every look.
-			s.LastScaleTime = &metav1.Time{Time: published.changedAt.Truncate(time.Second)}
-		}
+		s.Ring.Epoch = p.ring.document.Epoch
+		// The API server keeps whole seconds; anything finer would differ at every look.
+		s.LastScaleTime = &metav1.Time{Time: p.ring.changedAt.Truncate(time.Second)}
 		s.ActiveConnections = activeConnections(seen, p)
 	}
 	stalled := status.StalledCondition(err)
@@ -218,13 +200,6 @@ func statusFor(m *v1alpha1.Memcached, seen observed, p plan, err error) v1alpha1
 	}
 	status.Set(&s.Conditions, m.Generation, append(conditions, stalled)...)
 	return s
-}
-
-func current(seen observed, p plan) *publishedRing {
-	if p.ring != nil {
-		return p.ring
-	}
-	return seen.ring
 }
 
 func phaseFor(m *v1alpha1.Memcached, p plan) v1alpha1.MemcachedPhase {

@@ -44,7 +44,7 @@ func NewNodeCacheReconciler(
 	c client.Client, live client.Reader, recorder record.EventRecorder, image string,
 ) *NodeCacheReconciler {
 	return &NodeCacheReconciler{
-		client: c, applier: apply.New(c, nodeCacheManager).Reading(live), recorder: recorder, image: image,
+		client: c, applier: apply.New(c, live, nodeCacheManager), recorder: recorder, image: image,
 	}
 }
 

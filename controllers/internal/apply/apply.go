@@ -52,19 +52,15 @@ func (e *TakenError) Error() string {
 // Applier writes objects on behalf of one controller.
 type Applier struct {
 	client  client.Client
-	live    client.Reader // Asked too before an object is made; nil for none.
+	live    client.Reader
 	manager client.FieldOwner
 }
 
-// New returns an Applier that writes under the given field manager, which must stay the same over releases.
-func New(c client.Client, fieldManager string) *Applier {
-	return &Applier{client: c, manager: client.FieldOwner(fieldManager)}
-}
-
-// Reading returns an Applier that asks live, too, before it makes an object that its client does not find: a cache that
-// holds only Outrigger's objects knows nothing of somebody else's by the same name.
-func (a *Applier) Reading(live client.Reader) *Applier {
-	return &Applier{client: a.client, live: live, manager: a.manager}
+// New returns an Applier that writes under the given field manager, which must stay the same over releases. Before it
+// makes an object that c does not find it asks live, which must not be a cache: a cache that holds only Outrigger's
+// objects knows nothing of somebody else's by the same name.
+func New(c client.Client, live client.Reader, fieldManager string) *Applier {
+	return &Applier{client: c, live: live, manager: client.FieldOwner(fieldManager)}
 }
 
 // Apply makes the live object carry every field of desired, a typed apply configuration or an unstructured object, with
@@ -76,7 +72,7 @@ func (a *Applier) Apply(ctx context.Context, owner client.Object, desired any) (
 		return false, err
 	}
 	live, err := a.get(ctx, a.client, want)
-	if live == nil && err == nil && a.live != nil {
+	if live == nil && err == nil {
 		live, err = a.get(ctx, a.live, want)
 	}
 	if err != nil {
