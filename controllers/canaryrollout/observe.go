@@ -5,6 +5,7 @@ package canaryrollout
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -21,7 +22,7 @@ import (
 // +kubebuilder:rbac:groups=networking.istio.io,resources=virtualservices,verbs=get;list;watch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
-// +kubebuilder:rbac:groups="",resources=services,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=services;pods,verbs=get;list;watch
 
 func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollout) (observed, error) {
 	seen := observed{now: r.clock.Now()}
@@ -108,7 +109,9 @@ func (r *Reconciler) side(
 		return side{}, err
 	}
 	if one.exists && one.supported {
-		one.ready, err = r.readyEndpoints(ctx, rollout.Namespace, one.entry.Service)
+		if one.ready, err = r.readyEndpoints(ctx, rollout.Namespace, one.entry.Service); err == nil {
+			one.models, err = r.models(ctx, rollout.Namespace, one.entry)
+		}
 	}
 	return one, err
 }
@@ -133,6 +136,24 @@ func (r *Reconciler) readyEndpoints(ctx context.Context, namespace, service stri
 		return 0, fmt.Errorf("listing endpoints of Service %q: %w", service, err)
 	}
 	return countReady(slices.Items), nil
+}
+
+// models returns the names of the models of all pods that are to stay: while an update goes on, of both kinds.
+func (r *Reconciler) models(ctx context.Context, namespace string, entry kserve.Entry) ([]string, error) {
+	var pods corev1.PodList
+	err := r.client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(entry.Selector),
+		client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return nil, fmt.Errorf("listing pods of Service %q: %w", entry.Service, err)
+	}
+	var names []string
+	for i := range pods.Items {
+		if pods.Items[i].DeletionTimestamp == nil {
+			names = append(names, kserve.ModelNames(&pods.Items[i])...)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // countReady counts the ready endpoints of a Service's slices. A Service of two address families has each pod twice.

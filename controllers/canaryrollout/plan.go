@@ -5,6 +5,8 @@ package canaryrollout
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -60,6 +62,8 @@ type side struct {
 	entry kserve.Entry
 	// ready is the number of ready endpoints behind the entry.
 	ready int32
+	// models are the names by which its pods know their models, sorted; none if they do not tell.
+	models []string
 	// revision tells what it is from what it may be later.
 	revision v1alpha1.CanaryRevision
 }
@@ -70,8 +74,12 @@ type plan struct {
 	desired, weights v1alpha1.WeightPair
 	// outcome tells why weights differs from desired.
 	outcome routing.Outcome
+	// unfit says why the canary, although its pods are ready, may not have traffic; empty if it may.
+	unfit string
 	// colours are those in force, in their order.
 	colours []routing.Colour
+	// shadow is the share of requests of which the canary gets a copy, 0 to 100.
+	shadow int32
 	// host is where clients find the route, empty if nowhere.
 	host string
 	// unbound says why no client finds the route that is planned, empty if one can.
@@ -125,11 +133,18 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 		}
 		return p
 	}
-	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, seen.canary.ready)
+	canaryReady := seen.canary.ready
+	if p.unfit = unfit(rollout, seen); p.unfit != "" {
+		canaryReady = 0
+	}
+	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, canaryReady)
 	var err error
-	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, seen.canary.ready); err != nil {
+	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, canaryReady); err != nil {
 		p.stalled = refused(err)
 		return p
+	}
+	if shadow := rollout.Spec.Shadow; shadow != nil {
+		p.shadow = routing.Shadow(shadow.Percent, p.weights, seen.stable.ready, canaryReady)
 	}
 	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
 		p.adopt(rollout, seen)
@@ -138,6 +153,18 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	}
 	p.countDrift(rollout, seen)
 	return p
+}
+
+// unfit says why the canary cannot stand in for stable, empty if it can.
+func unfit(rollout *v1alpha1.CanaryRollout, seen observed) string {
+	stable, canary := seen.stable.models, seen.canary.models
+	common := slices.ContainsFunc(stable, func(name string) bool { return slices.Contains(canary, name) })
+	if rollout.Spec.ModelNames == v1alpha1.ModelNamesAny || len(stable) == 0 || len(canary) == 0 || common {
+		return ""
+	}
+	return fmt.Sprintf("%s serves the model %q and %s the model %q, so that requests for one are not found on the other: give "+
+		"both the same --model_name, or set modelNames to Any if their servers know more names than their arguments tell.",
+		seen.stable.name, strings.Join(stable, ", "), seen.canary.name, strings.Join(canary, ", "))
 }
 
 // bind finds out where clients find the route.
@@ -223,7 +250,8 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	}
 	route := routing.Owned{
 		Name: rollout.Name, Namespace: rollout.Namespace,
-		Colours: p.colours, Stable: stable, Canary: canary, Weights: p.weights,
+		Colours: p.colours, Sticky: routing.Sticky(rollout.Spec), Shadow: p.shadow,
+		Stable: stable, Canary: canary, Weights: p.weights,
 	}
 	delegate := rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate
 	if !delegate {

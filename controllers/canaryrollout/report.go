@@ -33,6 +33,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	}
 	if err == nil && p.routes() && p.acceptance.Accepted {
 		s.RolloutProgress = settled(&s, p, now)
+		s.ShadowPercent = p.shadow
 	}
 	setProgressing(&s, rollout.Generation)
 	stalled := status.StalledCondition(err)
@@ -89,6 +90,9 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	case !p.acceptance.Accepted:
 		reason, message := pending(p)
 		return failed(v1alpha1.ConditionReady, reason, message)
+	case p.unfit != "" && (p.desired.Canary > 0 || p.outcome == routing.OutcomeNoneReady):
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonModelNamesDiffer, fmt.Sprintf(
+			"%s gets nothing of the %d percent asked: %s", canary, p.desired.Canary, p.unfit))
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
 			"InferenceService %q has no ready pod, so it gets nothing of the %d percent asked.", canary, p.desired.Canary))
