@@ -172,6 +172,14 @@ type Preload struct {
 	// +kubebuilder:default=Auto
 	IO PreloadIO `json:"io,omitempty"`
 
+	// gpu says what is done about the GPUs of the model's container, if it has any of NVIDIA's. Preflight checks them while
+	// the model is fetched, which takes no time of its own. Load also loads the model into their memory once it is there,
+	// to prove that it fits and arrives intact; it does not stay there. Whatever is found stands in the log and in the
+	// container's termination message, and the pod starts. The image, if set, must hold the GPU program.
+	// +optional
+	// +kubebuilder:default=Off
+	GPU PreloadGPU `json:"gpu,omitempty"`
+
 	// resources are the requests and limits of the container that fetches the model, in place of those that KServe
 	// gives to all. Those that are unset stay KServe's.
 	// +optional
@@ -199,6 +207,22 @@ const (
 	PreloadBounded PreloadIO = "Bounded"
 	// PreloadDirect passes the page cache by.
 	PreloadDirect PreloadIO = "Direct"
+)
+
+// PreloadGPU says what is done about the GPUs of a pod.
+//
+// +enum
+// +kubebuilder:validation:Enum=Off;Preflight;Load
+type PreloadGPU string
+
+// What may be done about the GPUs of a pod.
+const (
+	// PreloadGPUOff leaves them alone.
+	PreloadGPUOff PreloadGPU = "Off"
+	// PreloadGPUPreflight checks them while the model is fetched.
+	PreloadGPUPreflight PreloadGPU = "Preflight"
+	// PreloadGPULoad also loads the model into their memory, to prove that it fits.
+	PreloadGPULoad PreloadGPU = "Load"
 )
 
 // PreloadResources are the requests and limits of the container that fetches the model.

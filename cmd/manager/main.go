@@ -70,6 +70,8 @@ func parse() (controllers.Options, zap.Options, error) {
 		"image of a Memcached that names none")
 	flag.StringVar(&o.PreloaderImage, "preloader-image", "ghcr.io/outrigger/preloader:v0.1.0",
 		"image of the preloader where a SidecarPolicy names none")
+	flag.StringVar(&o.PreloaderGPUImage, "preloader-gpu-image", "ghcr.io/outrigger/preloader-gpu:v0.1.0",
+		"image of the preloader where GPUs are checked and a SidecarPolicy names none")
 	flag.StringVar(&o.FeatureCacheImage, "feature-cache-image", "ghcr.io/outrigger/outrigger:v0.1.0",
 		"image of the feature cache")
 	flag.StringVar(&allowedImages, "allowed-images", "",
