@@ -68,6 +68,9 @@ type Options struct {
 	PreloaderImage    string
 	PreloaderGPUImage string
 	FeatureCacheImage string
+	// NodeCachePath is a directory of nodes below which pods may share fetched models, each namespace in a folder of its
+	// own; empty allows none.
+	NodeCachePath string
 	// AllowedImages limits the images that a SidecarPolicy may name; none allows all. One that ends in "/" stands for all
 	// images below it.
 	AllowedImages []string
@@ -125,7 +128,7 @@ func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 func sidecarSettings(config *rest.Config, o Options) (sidecar.Settings, error) {
 	settings := sidecar.Settings{
 		Preloader: o.PreloaderImage, PreloaderGPU: o.PreloaderGPUImage, FeatureCache: o.FeatureCacheImage,
-		Allowed: o.AllowedImages,
+		Allowed: o.AllowedImages, NodeCachePath: o.NodeCachePath,
 	}
 	if o.NativeSidecars != nil {
 		settings.PlainSidecars = !*o.NativeSidecars

@@ -189,6 +189,26 @@ type Preload struct {
 	// declares is left alone.
 	// +optional
 	Volume *PreloadVolume `json:"volume,omitempty"`
+
+	// nodeCache keeps fetched models for other pods of the node, which take and prove them in place of fetching them. When
+	// unset, every pod fetches for itself.
+	// +optional
+	NodeCache *PreloadNodeCache `json:"nodeCache,omitempty"`
+}
+
+// PreloadNodeCache is where pods of a node share fetched models.
+type PreloadNodeCache struct {
+	// claimName names a PersistentVolumeClaim of the policy's namespace that the pods mount, writable for the user of the
+	// container that fetches the model. When unset, it is a directory of the node below the one that the administrator
+	// has chosen by --node-cache-path, one for each namespace.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ClaimName string `json:"claimName,omitempty"`
+
+	// size is the most that is kept there. When unset, half of the file system.
+	// +optional
+	Size *resource.Quantity `json:"size,omitempty"`
 }
 
 // PreloadIO sets what fetching does with the node's memory.

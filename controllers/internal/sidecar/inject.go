@@ -24,6 +24,8 @@ type Settings struct {
 	// Allowed limits the images that policies may name: each is an image, or ends in "/" and stands for all images
 	// below it. An empty list allows all.
 	Allowed []string
+	// NodeCachePath is a directory of nodes below which the pods of each namespace share fetched models; "" is none.
+	NodeCachePath string
 	// PlainSidecars is for clusters that know no sidecars among init containers: Kubernetes before 1.29.
 	PlainSidecars bool
 }
@@ -117,6 +119,7 @@ func injectPreload(pod *corev1.Pod, preload Preload, settings Settings) string {
 			c.Image, c.ImagePullPolicy = image, pullPolicy(image)
 		}
 		equipStorage(pod, c, preload)
+		shareModels(pod, c, preload.NodeCache, settings)
 		if len(gpus) > 0 {
 			lendGPUs(c, gpus, preload.GPU)
 			// The policy's limit was just set anew; KServe's was raised when the image was replaced.

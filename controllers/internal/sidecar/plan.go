@@ -53,6 +53,8 @@ type Preload struct {
 	Resources *v1alpha1.PreloadResources `json:"resources,omitempty"`
 	// Volume is where the model goes; nil leaves KServe's emptyDir.
 	Volume *v1alpha1.PreloadVolume `json:"volume,omitempty"`
+	// NodeCache is what pods of a node share; nil for nothing.
+	NodeCache *v1alpha1.PreloadNodeCache `json:"nodeCache,omitempty"`
 }
 
 // FeatureCache says which cache to connect.
