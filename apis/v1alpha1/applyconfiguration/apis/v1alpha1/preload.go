@@ -31,6 +31,9 @@ type PreloadApplyConfiguration struct {
 	// volume is where the model is kept, in place of KServe's emptyDir. A volume that the InferenceService itself
 	// declares is left alone.
 	Volume *PreloadVolumeApplyConfiguration `json:"volume,omitempty"`
+	// nodeCache keeps fetched models for other pods of the node, which take and prove them in place of fetching them. When
+	// unset, every pod fetches for itself.
+	NodeCache *PreloadNodeCacheApplyConfiguration `json:"nodeCache,omitempty"`
 }
 
 // PreloadApplyConfiguration constructs a declarative configuration of the Preload type for use with
@@ -84,5 +87,13 @@ func (b *PreloadApplyConfiguration) WithResources(value *PreloadResourcesApplyCo
 // If called multiple times, the Volume field is set to the value of the last call.
 func (b *PreloadApplyConfiguration) WithVolume(value *PreloadVolumeApplyConfiguration) *PreloadApplyConfiguration {
 	b.Volume = value
+	return b
+}
+
+// WithNodeCache sets the NodeCache field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the NodeCache field is set to the value of the last call.
+func (b *PreloadApplyConfiguration) WithNodeCache(value *PreloadNodeCacheApplyConfiguration) *PreloadApplyConfiguration {
+	b.NodeCache = value
 	return b
 }
