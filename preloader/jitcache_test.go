@@ -395,7 +395,7 @@ func TestKernelsGoOnAfterKillAndSignal(t *testing.T) {
 				return fault{}
 			})
 			dir, models := t.TempDir(), t.TempDir()
-			env := with(jitSettings(s, dir), settings{"PRELOADER_CONNS": "1"})
+			env := with(jitSettings(s, dir), settings{"PRELOADER_CONNS": "1", "PRELOADER_PARTSIZE": "4Mi"})
 			p := start(t, env, "s3://models/m", models)
 			eventually(t, "a part of the archive is there", func() bool { return recorded(filepath.Join(dir, jitFetched)) > 0 })
 			if err := p.Process.Signal(signal); err != nil {
@@ -417,7 +417,7 @@ func TestKernelsGoOnAfterKillAndSignal(t *testing.T) {
 			s.faults(nil)
 			out = run(t, env, "s3://models/m", models)
 			wantCode(t, out, ExitOK, "Completed")
-			if got := out.report.JITCache; got.State != CacheReady || got.Fetched >= 8*mebibyte {
+			if got := out.report.JITCache; got.State != CacheReady || got.Fetched >= 6*mebibyte {
 				t.Errorf("report %+v\n%s", got, out.log)
 			}
 			wantTree(t, dir, kernels)

@@ -66,7 +66,10 @@ func ParseManifest(raw []byte, key Key) (*Manifest, error) {
 	if key != nil && m.Key.String() != key.String() {
 		return nil, fmt.Errorf("the manifest is for another key, %s", m.Key)
 	}
-	return m, m.check()
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // check returns what makes no sense.
@@ -75,8 +78,7 @@ func (m *Manifest) check() error {
 		return fmt.Errorf("the manifest names no SHA-256: %q", m.SHA256)
 	}
 	const most = math.MaxInt64 / 4
-	if m.Size <= 0 || m.Size > most || m.Bytes < 0 || m.Bytes > m.Stream || m.Stream > most ||
-		m.Files < 0 || m.Files > mostMembers || m.Folders < 0 || m.Folders > mostMembers {
+	if m.Size <= 0 || m.Size > most || m.Stream > most || !m.possible() {
 		return fmt.Errorf("the manifest's sizes make no sense: %d bytes, %d files of %d bytes", m.Size, m.Files, m.Bytes)
 	}
 	if len(m.Trees) == 0 {
@@ -88,4 +90,9 @@ func (m *Manifest) check() error {
 		}
 	}
 	return nil
+}
+
+// possible reports whether an archive could hold so much.
+func (c Contents) possible() bool {
+	return c.Bytes >= 0 && c.Bytes <= c.Stream && min(c.Files, c.Folders) >= 0 && max(c.Files, c.Folders) <= mostMembers
 }
