@@ -55,7 +55,7 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
-// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || (has(self.stable.variant) ? self.stable.variant : ”) != (has(self.canary.variant) ? self.canary.variant : ”)",message="stable and canary must be two different InferenceServices, or two variants of one: set canary.variant to the predictor.name of an entry of spec.canary"
+// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || has(self.stable.variant) != has(self.canary.variant) || has(self.stable.variant) && self.stable.variant != self.canary.variant",message="stable and canary must be two different InferenceServices, or two variants of one: set canary.variant to the predictor.name of an entry of spec.canary"
 // +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.stickiness) || self.routing.mode != 'Adopt'",message="stickiness needs a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.shadow) || self.routing.mode != 'Adopt'",message="shadow needs a route of Outrigger's own; use mode Owned or Delegate"
