@@ -288,6 +288,12 @@ var rules = map[string]struct {
 		refused: "{stable: {inferenceService: a}, canary: {inferenceService: a}}",
 		wants:   "must be two different InferenceServices",
 	},
+	"variants of one InferenceService differ": {
+		kind:    "CanaryRollout",
+		taken:   "{stable: {inferenceService: a}, canary: {inferenceService: a, variant: v2}}",
+		refused: "{stable: {inferenceService: a, variant: v2}, canary: {inferenceService: a, variant: v2}}",
+		wants:   "or two variants of one",
+	},
 	"Adopt needs a reference": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}}}}",
