@@ -80,7 +80,10 @@ func TestResolveGPU(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := sidecar.Resolve(sidecar.Subject{Annotations: tc.annotations, Component: v1alpha1.ComponentPredictor}, tc.policies)
+			got := sidecar.Resolve(
+				sidecar.Subject{Annotations: tc.annotations, Component: v1alpha1.ComponentPredictor},
+				tc.policies,
+			)
 			if diff := cmp.Diff(tc.want, got.Plan.Preload); diff != "" {
 				t.Errorf("plan (-want +got):\n%s", diff)
 			}
@@ -203,7 +206,13 @@ func TestLendGPUs(t *testing.T) {
 				t.Errorf("problems %q, want %q", text, tc.wantProblem)
 			}
 			if fetcher.Image != tc.wantImage || env(fetcher, "PRELOADER_GPU") != tc.wantGPU {
-				t.Errorf("image %s, PRELOADER_GPU %q; want %s, %q", fetcher.Image, env(fetcher, "PRELOADER_GPU"), tc.wantImage, tc.wantGPU)
+				t.Errorf(
+					"image %s, PRELOADER_GPU %q; want %s, %q",
+					fetcher.Image,
+					env(fetcher, "PRELOADER_GPU"),
+					tc.wantImage,
+					tc.wantGPU,
+				)
 			}
 			if diff := cmp.Diff(textOf(t, tc.wantFetcher), textOf(t, fetcher.Resources)); diff != "" {
 				t.Errorf("resources (-want +got):\n%s", diff)
@@ -227,7 +236,11 @@ func TestAGuaranteedFetcherStaysSo(t *testing.T) {
 	fetcher := container(t, pod, "storage-initializer")
 	fetcher.Resources = corev1.ResourceRequirements{Limits: list("1", "1Gi"), Requests: list("1", "1Gi")}
 	sidecar.Inject(pod, sidecar.Plan{Preload: &sidecar.Preload{GPU: v1alpha1.PreloadGPULoad}}, images)
-	if diff := cmp.Diff(fetcher.Resources.Limits, fetcher.Resources.Requests); diff != "" || fetcher.Resources.Limits.Memory().String() != "1792Mi" {
+	if diff := cmp.Diff(
+		fetcher.Resources.Limits,
+		fetcher.Resources.Requests,
+	); diff != "" ||
+		fetcher.Resources.Limits.Memory().String() != "1792Mi" {
 		t.Errorf("limits and requests %v differ:\n%s", fetcher.Resources, diff)
 	}
 }
