@@ -262,6 +262,10 @@ type CanaryRevision struct {
 	// +optional
 	InferenceService string `json:"inferenceService,omitempty"`
 
+	// variant is the name of the variant of its predictor, empty if it is the predictor.
+	// +optional
+	Variant string `json:"variant,omitempty"`
+
 	// uid is that of the InferenceService.
 	// +optional
 	UID types.UID `json:"uid,omitempty"`

@@ -216,6 +216,12 @@ var rules = map[string]struct {
 		refused:   "preload: {io: Cold}",
 		wantField: "spec.preload.io",
 	},
+	"what is done about GPUs is known": {
+		kind:      "SidecarPolicy",
+		taken:     `preload: {gpu: "Off"}`,
+		refused:   "preload: {gpu: Warm}",
+		wantField: "spec.preload.gpu",
+	},
 	"the mode of a cache is known": {
 		kind:      "SidecarPolicy",
 		taken:     "featureCache: {memcachedRef: {name: a}, mode: Shared}",
@@ -281,6 +287,12 @@ var rules = map[string]struct {
 		taken:   sides + "}}",
 		refused: "{stable: {inferenceService: a}, canary: {inferenceService: a}}",
 		wants:   "must be two different InferenceServices",
+	},
+	"variants of one InferenceService differ": {
+		kind:    "CanaryRollout",
+		taken:   "{stable: {inferenceService: a}, canary: {inferenceService: a, variant: v2}}",
+		refused: "{stable: {inferenceService: a, variant: v2}, canary: {inferenceService: a, variant: v2}}",
+		wants:   "or two variants of one",
 	},
 	"Adopt needs a reference": {
 		kind:    "CanaryRollout",

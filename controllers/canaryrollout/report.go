@@ -81,7 +81,7 @@ func failed(kind, reason, message string) status.Condition {
 // readyCondition says whether the traffic flows as asked.
 func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	const notReady = v1alpha1.ReasonInferenceServiceNotReady
-	stable, canary := rollout.Spec.Stable.InferenceService, rollout.Spec.Canary.InferenceService
+	stable, canary := nameOf(rollout.Spec.Stable), nameOf(rollout.Spec.Canary)
 	switch {
 	case p.held != "":
 		return failed(v1alpha1.ConditionReady, p.heldReason, p.held)
@@ -95,13 +95,13 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 			"%s gets nothing of the %d percent asked: %s", canary, p.desired.Canary, p.unfit))
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"InferenceService %q has no ready pod, so it gets nothing of the %d percent asked.", canary, p.desired.Canary))
+			"%s has no ready pod, so it gets nothing of the %d percent asked.", titleOf(rollout.Spec.Canary), p.desired.Canary))
 	case p.outcome == routing.OutcomeStableNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"InferenceService %q has no ready pod, so %q gets everything.", stable, canary))
+			"%s has no ready pod, so %q gets everything.", titleOf(rollout.Spec.Stable), canary))
 	case p.outcome == routing.OutcomeNoneReady:
-		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"InferenceService %q has no ready pod, and no other may stand in for it.", stable))
+		return failed(v1alpha1.ConditionReady, notReady,
+			titleOf(rollout.Spec.Stable)+" has no ready pod, and no other may stand in for it.")
 	default:
 		return status.Condition{
 			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,

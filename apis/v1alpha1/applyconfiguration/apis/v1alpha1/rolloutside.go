@@ -9,6 +9,11 @@ package v1alpha1
 type RolloutSideApplyConfiguration struct {
 	// inferenceService is the name of an InferenceService of the rollout's namespace.
 	InferenceService *string `json:"inferenceService,omitempty"`
+	// variant is the predictor.name of an entry of the InferenceService's spec.canary, by which KServe runs a second
+	// predictor beside the first without sending it requests. When unset, the side is the predictor itself. One that has
+	// become the predictor, as a promotion makes it, is still found by this name. Not with a transformer, through
+	// which the requests for all variants go.
+	Variant *string `json:"variant,omitempty"`
 }
 
 // RolloutSideApplyConfiguration constructs a declarative configuration of the RolloutSide type for use with
@@ -22,5 +27,13 @@ func RolloutSide() *RolloutSideApplyConfiguration {
 // If called multiple times, the InferenceService field is set to the value of the last call.
 func (b *RolloutSideApplyConfiguration) WithInferenceService(value string) *RolloutSideApplyConfiguration {
 	b.InferenceService = &value
+	return b
+}
+
+// WithVariant sets the Variant field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Variant field is set to the value of the last call.
+func (b *RolloutSideApplyConfiguration) WithVariant(value string) *RolloutSideApplyConfiguration {
+	b.Variant = &value
 	return b
 }
