@@ -54,6 +54,8 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 // +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.strategy) || self.canaryPercent == 0",message="canaryPercent and strategy exclude each other: remove one of the two"
 // +kubebuilder:validation:XValidation:rule="!has(self.suspend) || !self.suspend || has(self.strategy)",message="suspend stops the steps of a strategy; without one, traffic moves only when canaryPercent is edited"
+// +kubebuilder:validation:XValidation:rule="!has(self.analysis) || has(self.strategy)",message="analysis belongs to the steps of a strategy; add strategy"
+// +kubebuilder:validation:XValidation:rule="has(self.analysis) || !has(self.strategy) || !self.strategy.steps.exists(s, has(s.hold) && (has(s.hold.minSamples) || has(s.hold.maxDuration)))",message="minSamples and maxDuration wait for an analysis; add analysis, or use duration alone"
 type CanaryRolloutSpec struct {
 	// stable is the side that has the traffic before the rollout.
 	// +required
@@ -74,6 +76,10 @@ type CanaryRolloutSpec struct {
 	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
 	// +optional
 	Strategy *RolloutStrategy `json:"strategy,omitempty"`
+
+	// analysis proves by metrics that the canary is not worse than is tolerated, in every step of a strategy.
+	// +optional
+	Analysis *RolloutAnalysis `json:"analysis,omitempty"`
 
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
 	// is turned back all the same.
@@ -409,8 +415,8 @@ type HTTPRouteReference struct {
 
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatus struct {
-	// conditions are Ready, RouteApplied and Stalled, with a strategy Progressing, and after a foreign change of the route
-	// DriftDetected.
+	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, and
+	// after a foreign change of the route DriftDetected.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -49,6 +49,7 @@ type Reconciler struct {
 	recorder record.EventRecorder
 	applier  *apply.Applier
 	reporter *status.Reporter
+	asker    Asker // nil where no rollout has an analysis
 }
 
 // New returns a Reconciler. It reads through c, which may be a cache, and through live, which must not be one, where a
@@ -64,6 +65,12 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 		applier:  apply.New(c, live, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
 	}
+}
+
+// WithAsker has the Reconciler ask about canaries whose rollouts have an analysis, and returns it.
+func (r *Reconciler) WithAsker(asker Asker) *Reconciler {
+	r.asker = asker
+	return r
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=canaryrollouts,verbs=get;list;watch

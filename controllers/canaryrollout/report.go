@@ -35,6 +35,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 		s.RolloutProgress = settled(&s, p, now)
 	}
 	setProgressing(&s, rollout.Generation)
+	setAnalysisHealthy(&s, rollout.Spec.Analysis, rollout.Generation)
 	stalled := status.StalledCondition(err)
 	ready, applied := readyCondition(rollout, p), appliedCondition(p)
 	switch {

@@ -52,7 +52,14 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		return err
 	}
 	r.sides = sides.GetClient()
-	c, err := builder.ControllerManagedBy(mgr).
+	b := builder.ControllerManagedBy(mgr)
+	if analyst, ok := r.asker.(*Analyst); ok {
+		if err := mgr.Add(analyst); err != nil {
+			return fmt.Errorf("adding the analyst: %w", err)
+		}
+		b = b.WatchesRawSource(source.Channel(analyst.answered, &handler.EnqueueRequestForObject{}))
+	}
+	c, err := b.
 		Named(Name).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(

@@ -16,6 +16,8 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	CanaryPercent *int32 `json:"canaryPercent,omitempty"`
 	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
 	Strategy *RolloutStrategyApplyConfiguration `json:"strategy,omitempty"`
+	// analysis proves by metrics that the canary is not worse than is tolerated, in every step of a strategy.
+	Analysis *RolloutAnalysisApplyConfiguration `json:"analysis,omitempty"`
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
 	// is turned back all the same.
 	Suspend *bool `json:"suspend,omitempty"`
@@ -61,6 +63,14 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithCanaryPercent(value int32) *Ca
 // If called multiple times, the Strategy field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithStrategy(value *RolloutStrategyApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
 	b.Strategy = value
+	return b
+}
+
+// WithAnalysis sets the Analysis field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Analysis field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithAnalysis(value *RolloutAnalysisApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Analysis = value
 	return b
 }
 

@@ -13,8 +13,8 @@ import (
 //
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatusApplyConfiguration struct {
-	// conditions are Ready, RouteApplied and Stalled, with a strategy Progressing, and after a foreign change of the route
-	// DriftDetected.
+	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, and
+	// after a foreign change of the route DriftDetected.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
@@ -154,6 +154,19 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithAttempt(value *RolloutAttemp
 // If called multiple times, the Step field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithStep(value *RolloutStepStatusApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
 	b.RolloutProgressApplyConfiguration.Step = value
+	return b
+}
+
+// WithVerdicts adds the given value to the Verdicts field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Verdicts field.
+func (b *CanaryRolloutStatusApplyConfiguration) WithVerdicts(values ...*MetricVerdictApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithVerdicts")
+		}
+		b.RolloutProgressApplyConfiguration.Verdicts = append(b.RolloutProgressApplyConfiguration.Verdicts, *values[i])
+	}
 	return b
 }
 
