@@ -36,6 +36,8 @@ const (
 	// ReasonDriftHeld says that somebody else changed the route and that it is left so for now; the message names the
 	// field manager.
 	ReasonDriftHeld = "DriftHeld"
+	// ReasonDryRun says that nothing is written because dryRun is set.
+	ReasonDryRun = "DryRun"
 	// ReasonInvalidColour says that a colour cannot be told in the language of routes.
 	ReasonInvalidColour = "InvalidColour"
 	// ReasonWeightsChanged is that of the event that tells new weights.
@@ -56,6 +58,7 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 // +kubebuilder:validation:XValidation:rule="!has(self.suspend) || !self.suspend || has(self.strategy)",message="suspend stops the steps of a strategy; without one, traffic moves only when canaryPercent is edited"
 // +kubebuilder:validation:XValidation:rule="!has(self.analysis) || has(self.strategy)",message="analysis belongs to the steps of a strategy; add strategy"
 // +kubebuilder:validation:XValidation:rule="has(self.analysis) || !has(self.strategy) || !self.strategy.steps.exists(s, has(s.hold) && (has(s.hold.minSamples) || has(s.hold.maxDuration)))",message="minSamples and maxDuration wait for an analysis; add analysis, or use duration alone"
+// +kubebuilder:validation:XValidation:rule="!has(self.dryRun) || !self.dryRun || !has(self.strategy)",message="dryRun is for an edit of canaryPercent, colours or routing; a rollout with a strategy must be free to turn its canary back"
 type CanaryRolloutSpec struct {
 	// stable is the side that has the traffic before the rollout.
 	// +required
@@ -85,6 +88,11 @@ type CanaryRolloutSpec struct {
 	// is turned back all the same.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
+
+	// dryRun writes nothing but status.plan: the change of the route that would be made. What is routed stays routed,
+	// whatever becomes of the two sides, so it is for looking before a change and not for keeping.
+	// +optional
+	DryRun bool `json:"dryRun,omitempty"`
 
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
@@ -445,6 +453,11 @@ type CanaryRolloutStatus struct {
 	// weights are the shares of the two sides.
 	// +optional
 	Weights RolloutWeights `json:"weights,omitzero"`
+
+	// plan is the change of the route that would be made, as a unified diff, while dryRun is set.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16384
+	Plan string `json:"plan,omitempty"`
 
 	// drift tells of foreign changes of the route, as long as they matter.
 	// +optional

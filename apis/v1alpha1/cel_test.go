@@ -486,6 +486,36 @@ var rules = map[string]struct {
 		refused: "{stable: {inferenceService: a}, canary: {inferenceService: a}}",
 		wants:   "must be two different InferenceServices",
 	},
+	"dryRun is not for strategies": {
+		kind:    "CanaryRollout",
+		taken:   sides + ", dryRun: true}}",
+		refused: sides + ", dryRun: true, strategy: {steps: [{setPercent: 10}]}}}",
+		wants:   "must be free to turn its canary back",
+	},
+	"a route is adopted once": {
+		kind:    "CanaryRollout",
+		taken:   sides + ", routing: {mode: Adopt, httpRouteRef: {name: v, rule: r}}}}",
+		refused: sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}, httpRouteRef: {name: v, rule: r}}}}",
+		wants:   "one of the two",
+	},
+	"HTTPRoutes do not delegate": {
+		kind:    "CanaryRollout",
+		taken:   sides + ", routing: {mode: Delegate, provider: VirtualService}}}",
+		refused: sides + ", routing: {mode: Delegate, provider: HTTPRoute}}}",
+		wants:   "has neither mode Delegate nor",
+	},
+	"a provider adopts its own kind": {
+		kind:    "CanaryRollout",
+		taken:   sides + ", routing: {mode: Adopt, provider: HTTPRoute, httpRouteRef: {name: v, rule: r}}}}",
+		refused: sides + ", routing: {mode: Adopt, provider: VirtualService, httpRouteRef: {name: v, rule: r}}}}",
+		wants:   "has no httpRouteRef",
+	},
+	"repairs are bounded": {
+		kind:      "CanaryRollout",
+		taken:     sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 60}}}}",
+		refused:   sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 61}}}}",
+		wantField: "spec.routing.driftPolicy.maxRepairsPerMinute",
+	},
 	"Adopt needs a reference": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}}}}",

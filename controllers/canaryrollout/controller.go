@@ -91,6 +91,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if rollout.Spec.DryRun {
+		return r.tellPlan(ctx, rollout, seen)
+	}
 	if reclaimed, err := r.reclaim(ctx, rollout, seen); reclaimed || err != nil {
 		return status.Result(reclaimDelay, err)
 	}

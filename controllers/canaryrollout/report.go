@@ -18,7 +18,7 @@ import (
 func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error) v1alpha1.CanaryRolloutStatus {
 	s := *rollout.Status.DeepCopy()
 	s.ObservedGeneration = rollout.Generation
-	s.Host = p.host
+	s.Host, s.Plan = p.host, ""
 	s.Weights.Desired = &p.desired
 	if err == nil && p.routes() {
 		s.Colours, s.Provider = colourNames(p.colours), p.provider

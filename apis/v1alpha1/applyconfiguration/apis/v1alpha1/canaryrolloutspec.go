@@ -21,6 +21,9 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
 	// is turned back all the same.
 	Suspend *bool `json:"suspend,omitempty"`
+	// dryRun writes nothing but status.plan: the change of the route that would be made. What is routed stays routed,
+	// whatever becomes of the two sides, so it is for looking before a change and not for keeping.
+	DryRun *bool `json:"dryRun,omitempty"`
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
 	Colours []ColourApplyConfiguration `json:"colours,omitempty"`
@@ -79,6 +82,14 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithAnalysis(value *RolloutAnalysi
 // If called multiple times, the Suspend field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithSuspend(value bool) *CanaryRolloutSpecApplyConfiguration {
 	b.Suspend = &value
+	return b
+}
+
+// WithDryRun sets the DryRun field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DryRun field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithDryRun(value bool) *CanaryRolloutSpecApplyConfiguration {
+	b.DryRun = &value
 	return b
 }
 

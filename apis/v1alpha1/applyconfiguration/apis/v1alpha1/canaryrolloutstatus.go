@@ -27,6 +27,8 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	Colours []string `json:"colours,omitempty"`
 	// weights are the shares of the two sides.
 	Weights *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
+	// plan is the change of the route that would be made, as a unified diff, while dryRun is set.
+	Plan *string `json:"plan,omitempty"`
 	// drift tells of foreign changes of the route, as long as they matter.
 	Drift                             *RolloutDriftApplyConfiguration `json:"drift,omitempty"`
 	RolloutProgressApplyConfiguration `json:",inline"`
@@ -90,6 +92,14 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithColours(values ...string) *C
 // If called multiple times, the Weights field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithWeights(value *RolloutWeightsApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
 	b.Weights = value
+	return b
+}
+
+// WithPlan sets the Plan field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Plan field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithPlan(value string) *CanaryRolloutStatusApplyConfiguration {
+	b.Plan = &value
 	return b
 }
 
