@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -275,9 +276,15 @@ func TestVerdicts(t *testing.T) {
 		},
 		"stable has no requests": {
 			errs + "compare: {maxIncrease: '0.01'}}",
-			figures{counts: map[string]float64{"canary": 10_000}},
+			figures{counts: map[string]float64{"canary": 10_000, "canary errors": 100}},
 			false, "",
 			v1alpha1.VerdictInconclusive, "may be on either side",
+		},
+		"stable has no requests, and the canary so few errors that they are within the bound of any stable": {
+			errs + "compare: {maxIncrease: '0.01'}}",
+			figures{counts: map[string]float64{"canary": 10_000}},
+			false, "",
+			v1alpha1.VerdictPass, "",
 		},
 		"nobody has any request": {
 			errs + "compare: {maxIncrease: '0.01'}}",
@@ -421,6 +428,12 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// hang answers nothing until the caller has had enough, which a server only notices once it has read the request.
+func hang(_ http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	<-r.Context().Done()
+}
+
 // TestBrokenPrometheus: whatever a server that is no good answers, it is an Error or no data, in bounded time and text.
 // A real Prometheus cannot be made to do most of this.
 func TestBrokenPrometheus(t *testing.T) {
@@ -447,7 +460,7 @@ func TestBrokenPrometheus(t *testing.T) {
 		"sends somebody abroad": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://192.0.2.1/secret", http.StatusFound)
 		}, v1alpha1.VerdictError, "Prometheus answers with an error"},
-		"hangs": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, v1alpha1.VerdictError, "Prometheus did not answer in time"},
+		"hangs": {hang, v1alpha1.VerdictError, "Prometheus did not answer in time"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			server := httptest.NewServer(tc.handler)

@@ -178,12 +178,12 @@ func TestBadCanariesRollThemselvesBack(t *testing.T) {
 func TestPrometheusThatHangs(t *testing.T) {
 	w := newWorld(t)
 	asked := make(chan struct{}, 100)
-	hanging := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	hanging := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case asked <- struct{}{}:
 		default:
 		}
-		<-r.Context().Done()
+		hang(w, r)
 	}))
 	t.Cleanup(hanging.Close)
 	startAnalysing(t, w)
