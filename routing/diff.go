@@ -76,17 +76,17 @@ func compare(from, to []string) []edit {
 	for tail < len(from)-head && tail < len(to)-head && from[len(from)-1-tail] == to[len(to)-1-tail] {
 		tail++
 	}
-	edits := marked(' ', from[:head])
+	edits := signedAll(' ', from[:head])
 	was, is := from[head:len(from)-tail], to[head:len(to)-tail]
 	if len(was)*len(is) > maxCompared {
-		edits = append(append(edits, marked('-', was)...), marked('+', is)...)
+		edits = append(append(edits, signedAll('-', was)...), signedAll('+', is)...)
 	} else {
 		edits = append(edits, shortest(was, is)...)
 	}
-	return append(edits, marked(' ', from[len(from)-tail:])...)
+	return append(edits, signedAll(' ', from[len(from)-tail:])...)
 }
 
-func marked(sign byte, lines []string) []edit {
+func signedAll(sign byte, lines []string) []edit {
 	edits := make([]edit, 0, len(lines))
 	for _, line := range lines {
 		edits = append(edits, edit{sign, line})
