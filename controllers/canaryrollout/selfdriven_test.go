@@ -244,22 +244,23 @@ func TestFaultsOfAnAnalysis(t *testing.T) {
 	t.Parallel()
 	faults.Run(t, testcluster.New(t), faults.Scenario{
 		Name: name, Kinds: kinds, Environment: collectGarbage, Check: splitIsWhole, Forget: identities,
-		New: func(c client.Client, w *faults.World) reconcile.Reconciler {
-			r := canaryrollout.New(c, w.Client, w.Clock, record.NewFakeRecorder(1000))
-			return reconcile.AsReconciler(c, r.WithAsker(told{}))
-		},
+		New: toldReconciler,
 		Steps: []faults.Step{
 			all(inferenceService("v1", 1), inferenceService("v2", 1), specified(t, toldOnly)),
-			edit(`{"spec":{"analysis":{"minSamples":666}}}`),
+			all(reachPause(toldReconciler), edit(`{"spec":{"analysis":{"minSamples":666}}}`)),
 		},
 	})
+}
+
+func toldReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
+	r := canaryrollout.New(c, w.Client, w.Clock, record.NewFakeRecorder(1000))
+	return reconcile.AsReconciler(c, r.WithAsker(told{}))
 }
 
 // TestMetricsOutOfReach: the rollout waits for them, and is turned back only if the user says so.
 func TestMetricsOutOfReach(t *testing.T) {
 	w := newWorld(t)
-	r := reconcile.AsReconciler(w.Client,
-		canaryrollout.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000)).WithAsker(told{}))
+	r := toldReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), specified(t, toldOnly),
 		edit(`{"spec":{"analysis":{"minSamples":667,"onProviderError":{"action":"Hold"}}}}`))
 	settle(t, w, r)

@@ -87,8 +87,12 @@ func (c *Client) Number(ctx context.Context, query string, at time.Time) (float6
 	}
 }
 
+// finite takes what is no number for no data.
 func finite(value float64) (float64, bool, error) {
-	return value, !math.IsNaN(value) && !math.IsInf(value, 0), nil
+	if math.IsNaN(value) || math.IsInf(value, 0) {
+		return 0, false, nil
+	}
+	return value, true, nil
 }
 
 // Buckets evaluates an expression that gives a number for every value of the label le.
