@@ -58,7 +58,8 @@ func (r report) drawVerdicts(out io.Writer) {
 	if len(r.Verdicts) == 0 {
 		return
 	}
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	var text strings.Builder
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "\n  METRIC\tVERDICT\tMEASURED\tTRUTH WITHIN\tBOUND\tSAMPLES\tWHY NOT")
 	for _, v := range r.Verdicts {
 		result := string(v.Result)
@@ -69,6 +70,9 @@ func (r report) drawVerdicts(out io.Writer) {
 			orDash(v.Estimate), orDash(v.Interval), orDash(v.Bound), v.Samples, v.Message)
 	}
 	_ = table.Flush()
+	for line := range strings.Lines(text.String()) {
+		_, _ = fmt.Fprintln(out, strings.TrimRight(line, " \n"))
+	}
 }
 
 func orDash(text string) string {

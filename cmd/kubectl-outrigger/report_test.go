@@ -66,9 +66,9 @@ func TestPicture(t *testing.T) {
   ready    Left so.
   drift    left as field manager argocd made it, after 6 repairs
 
-  METRIC  VERDICT          MEASURED     TRUTH WITHIN             BOUND        SAMPLES  WHY NOT
-  errors  Pass             +0.1 points  -1 points to +0.4 points  +0.5 points  120      
-  queue   Error (dry run)  -            -                        -            0        Prometheus cannot be reached
+  METRIC  VERDICT          MEASURED     TRUTH WITHIN              BOUND        SAMPLES  WHY NOT
+  errors  Pass             +0.1 points  -1 points to +0.4 points  +0.5 points  120
+  queue   Error (dry run)  -            -                         -            0        Prometheus cannot be reached
 `
 	var got strings.Builder
 	reportOf(r).picture(&got, now)
