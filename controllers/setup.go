@@ -183,7 +183,8 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 			name:  canaryrollout.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).
-				WithAsker(canaryrollout.NewAnalyst(o.PrometheusURL)).SetupWithManager,
+				WithAsker(canaryrollout.NewAnalyst(o.PrometheusURL)).
+				WithWarmer(canaryrollout.NewStove()).SetupWithManager,
 		},
 	}
 	for _, one := range list {

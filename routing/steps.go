@@ -28,6 +28,10 @@ type Facts struct {
 	Canary v1alpha1.CanaryRevision
 	// StableReady and CanaryReady are the numbers of ready endpoints.
 	StableReady, CanaryReady int32
+	// CanaryCold is how many of the canary's ready endpoints are not warm yet, 0 without a warm-up.
+	CanaryCold int32
+	// Capacity is that of the rollout, nil for none.
+	Capacity *v1alpha1.RolloutCapacity
 	// Applied are the weights that the API server acknowledged last, nil if none were.
 	Applied *v1alpha1.WeightPair
 	// Analysis is that of the rollout, nil for none.
@@ -132,7 +136,17 @@ func (m *machine) begin(reason string) {
 		Turn:    fmt.Sprintf("%.8s-%d.0", m.facts.Rollout, number),
 		History: m.History,
 	}
-	m.enter(v1alpha1.PhasePending, reason, "The first step waits until both sides have a ready pod.")
+	m.enter(v1alpha1.PhasePending, reason, waitsForSides)
+}
+
+const (
+	waitsForSides  = "The first step waits until both sides have a ready pod."
+	waitsForWarmth = "The first step waits until a pod of the canary is warm."
+)
+
+// explain changes what the rollout tells of its phase. Unlike enter it makes no other turn: nothing has been done.
+func (m *machine) explain(reason, message string) {
+	m.PhaseReason, m.PhaseMessage = reason, message
 }
 
 // enter changes the phase or the step, which makes it another turn.
@@ -176,7 +190,14 @@ func (m *machine) proceed() {
 // start begins the first step, once the route is in place without traffic to the canary.
 func (m *machine) start() {
 	f := m.facts
-	if f.Suspended || f.StableReady <= 0 || f.CanaryReady <= 0 || f.Applied == nil || f.Applied.Canary != 0 {
+	cold := f.CanaryReady > 0 && f.CanaryCold >= f.CanaryReady
+	switch {
+	case cold && m.PhaseMessage == waitsForSides:
+		m.explain(m.PhaseReason, waitsForWarmth)
+	case !cold && m.PhaseMessage == waitsForWarmth:
+		m.explain(m.PhaseReason, waitsForSides)
+	}
+	if f.Suspended || cold || f.StableReady <= 0 || f.CanaryReady <= 0 || f.Applied == nil || f.Applied.Canary != 0 {
 		return
 	}
 	m.Attempt.StartTime = &metav1.Time{Time: f.Now.Truncate(time.Second)}
@@ -260,13 +281,30 @@ func (m *machine) goOn() {
 		m.endBake()
 	case step != nil && step.Pause != nil: // the step has been edited
 		m.arrive(v1alpha1.ReasonHolding)
+	case m.held() && m.tooSmall():
+		m.explain(v1alpha1.ReasonStableTooSmall, fmt.Sprintf(
+			"The next step waits until stable has %d ready pods again, with which it can take everything back; it has %d.",
+			m.Attempt.StableReady, m.facts.StableReady))
 	case m.held():
 		m.advance(v1alpha1.ReasonHolding)
+	case m.PhaseReason == v1alpha1.ReasonStableTooSmall && !m.tooSmall():
+		m.explain(v1alpha1.ReasonHolding, m.about(step))
 	case m.Phase == v1alpha1.PhaseProgressing && m.expired():
 		m.enter(v1alpha1.PhaseHolding, v1alpha1.ReasonInconclusive, fmt.Sprintf(
 			"Step %d has not been proved in %s; a proof or the verb promote goes on.",
 			m.Step.Index+1, step.Hold.MaxDuration.Duration))
 	}
+}
+
+// tooSmall reports whether the next step would give the canary more while stable could not take everything back.
+func (m *machine) tooSmall() bool {
+	return int(m.Step.Index)+1 < len(m.strategy.Steps) &&
+		TooSmall(m.facts.Capacity, m.Attempt.StableReady, m.facts.StableReady)
+}
+
+// about tells what a step that sets a weight does.
+func (m *machine) about(step *v1alpha1.RolloutStep) string {
+	return fmt.Sprintf("Step %d of %d gives the canary %d percent.", m.Step.Index+1, len(m.strategy.Steps), *step.SetPercent)
 }
 
 // endBake ends a bake that is over, unless the metrics cannot be read: it may have failed then.
@@ -347,8 +385,7 @@ func (m *machine) arrive(reason string) {
 		m.enter(v1alpha1.PhasePaused, v1alpha1.ReasonWaitingForPromotion, fmt.Sprintf(
 			"Step %d of %d is a pause; the verb promote goes on.", m.Step.Index+1, len(m.strategy.Steps)))
 	default:
-		m.enter(v1alpha1.PhaseProgressing, reason, fmt.Sprintf(
-			"Step %d of %d gives the canary %d percent.", m.Step.Index+1, len(m.strategy.Steps), *step.SetPercent))
+		m.enter(v1alpha1.PhaseProgressing, reason, m.about(step))
 	}
 }
 

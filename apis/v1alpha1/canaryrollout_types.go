@@ -84,6 +84,15 @@ type CanaryRolloutSpec struct {
 	// +optional
 	Analysis *RolloutAnalysis `json:"analysis,omitempty"`
 
+	// capacity bounds the canary's share by what its ready pods carry. When unset, any ready pod carries everything.
+	// +optional
+	Capacity *RolloutCapacity `json:"capacity,omitempty"`
+
+	// warmup has every ready pod of the canary answer requests of its own before the canary gets more traffic. When
+	// unset, a ready pod is taken for warm.
+	// +optional
+	Warmup *RolloutWarmup `json:"warmup,omitempty"`
+
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
 	// is turned back all the same.
 	// +optional
@@ -423,8 +432,8 @@ type HTTPRouteReference struct {
 
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatus struct {
-	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, and
-	// after a foreign change of the route DriftDetected.
+	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, with a
+	// warm-up Warmed, and after a foreign change of the route DriftDetected.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -453,6 +462,15 @@ type CanaryRolloutStatus struct {
 	// weights are the shares of the two sides.
 	// +optional
 	Weights RolloutWeights `json:"weights,omitzero"`
+
+	// maxSafePercent is the most that the canary can get now, by its capacity and by how much of it is warm; unset without
+	// capacity and warmup.
+	// +optional
+	MaxSafePercent *int32 `json:"maxSafePercent,omitempty"`
+
+	// neededPods is how many ready pods are taken for enough for all traffic; unset without capacity.
+	// +optional
+	NeededPods int32 `json:"neededPods,omitempty"`
 
 	// plan is the change of the route that would be made, as a unified diff, while dryRun is set.
 	// +optional

@@ -40,6 +40,8 @@ type observed struct {
 	root *unstructured.Unstructured
 	// drift is a foreign change of the route, nil if there is none.
 	drift *drift
+	// warmth is how far the canary's pods are with their warm-up.
+	warmth Warmth
 	// now is when this was observed.
 	now time.Time
 	// targetPort is where stable's pods take requests, nil while stable's Service does not exist.
@@ -58,8 +60,10 @@ type side struct {
 	supported bool
 	// entry is where requests enter it.
 	entry kserve.Entry
-	// ready is the number of ready endpoints behind the entry.
-	ready int32
+	// ready is the number of ready endpoints behind the entry, and ill that of those that are to stay and are not ready.
+	ready, ill int32
+	// pods are the ready ones.
+	pods []Pod
 	// revision tells what it is from what it may be later.
 	revision v1alpha1.CanaryRevision
 }
@@ -70,6 +74,11 @@ type plan struct {
 	desired, weights v1alpha1.WeightPair
 	// outcome tells why weights differs from desired.
 	outcome routing.Outcome
+	// most is the most that the canary can get, nil if nothing bounds it, and needed how many pods carry all traffic.
+	most   *int32
+	needed int32
+	// warmth is how far the canary's pods are with their warm-up.
+	warmth Warmth
 	// colours are those in force, in their order.
 	colours []routing.Colour
 	// host is where clients find the route, empty if nowhere.
@@ -126,6 +135,7 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 		return p
 	}
 	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, seen.canary.ready)
+	p.limit(rollout, seen)
 	var err error
 	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, seen.canary.ready); err != nil {
 		p.stalled = refused(err)
@@ -138,6 +148,28 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	}
 	p.countDrift(rollout, seen)
 	return p
+}
+
+// limit bounds the canary's share by its capacity and its warm-up.
+func (p *plan) limit(rollout *v1alpha1.CanaryRollout, seen observed) {
+	spec, inForce := rollout.Spec, rollout.Status.Weights.Applied
+	p.warmth = seen.warmth
+	if spec.Capacity == nil && spec.Warmup == nil {
+		return
+	}
+	policy := v1alpha1.RolloutCapacity{}
+	if spec.Capacity != nil {
+		policy = *spec.Capacity
+		p.needed = routing.NeededPods(policy, rollout.Status.NeededPods, inForce, seen.stable.ready)
+	}
+	has := int32(0)
+	if inForce != nil {
+		has = inForce.Canary
+	}
+	pods := routing.Pods{Ready: seen.canary.ready, Ill: seen.canary.ill, Warm: seen.warmth.Warm}
+	most, why := routing.MaxSafe(policy, p.needed, pods, has)
+	p.most = &most
+	p.weights, p.outcome = routing.Limit(p.weights, p.outcome, most, why)
 }
 
 // bind finds out where clients find the route.

@@ -34,7 +34,7 @@ func (r *Reconciler) Preview(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if err != nil {
 		return Preview{}, err
 	}
-	seen.asked = r.asked(rollout, seen)
+	seen.asked, seen.warmth = r.asked(rollout, seen), Warmth{Warm: seen.canary.ready}
 	return previewOf(rollout, planFor(rollout, seen), seen)
 }
 
@@ -73,7 +73,7 @@ func (p plan) change(seen observed) (before, after *unstructured.Unstructured, e
 
 // tellPlan reports what would be written for a rollout with dryRun, and writes nothing else.
 func (r *Reconciler) tellPlan(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed) (reconcile.Result, error) {
-	seen.asked = r.asked(rollout, seen)
+	seen.asked, seen.warmth = r.asked(rollout, seen), Warmth{Warm: seen.canary.ready}
 	p := planFor(rollout, seen)
 	preview, err := previewOf(rollout, p, seen)
 	if err != nil {

@@ -21,10 +21,10 @@ import (
 // atOnce is how long a rollout waits for its next step if nothing keeps it from taking it.
 const atOnce = time.Millisecond
 
-// current returns a rollout with a strategy as it is stored now: its status is written by this controller, and a step
-// must not be taken twice because the cache has not heard of it.
+// current returns a rollout whose status decides what is done next as it is stored now: this controller writes it, and a
+// step must not be taken twice, or a share be taken for smaller than it is, because the cache has not heard of it.
 func (r *Reconciler) current(ctx context.Context, rollout *v1alpha1.CanaryRollout) (*v1alpha1.CanaryRollout, error) {
-	if rollout.Spec.Strategy == nil && rollout.Status.Phase == "" {
+	if s := rollout.Spec; s.Strategy == nil && s.Capacity == nil && s.Warmup == nil && rollout.Status.Phase == "" {
 		return rollout, nil
 	}
 	var stored v1alpha1.CanaryRollout
@@ -72,6 +72,8 @@ func (r *Reconciler) next(rollout *v1alpha1.CanaryRollout, seen observed) v1alph
 		Canary:      seen.canary.revision,
 		StableReady: seen.stable.ready,
 		CanaryReady: seen.canary.ready,
+		CanaryCold:  seen.canary.ready - seen.warmth.Warm,
+		Capacity:    rollout.Spec.Capacity,
 		Applied:     rollout.Status.Weights.Applied,
 		Analysis:    rollout.Spec.Analysis,
 		Evidence:    evidence,

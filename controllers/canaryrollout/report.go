@@ -36,6 +36,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	}
 	setProgressing(&s, rollout.Generation)
 	setAnalysisHealthy(&s, rollout.Spec.Analysis, rollout.Generation)
+	setCapacity(&s, rollout, p)
 	stalled := status.StalledCondition(err)
 	ready, applied := readyCondition(rollout, p), appliedCondition(p)
 	switch {
@@ -99,6 +100,15 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	case p.outcome == routing.OutcomeNoneReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
 			"InferenceService %q has no ready pod, and no other may stand in for it.", stable))
+	case p.outcome == routing.OutcomeCanaryAtCapacity:
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryAtCapacity, fmt.Sprintf(
+			"InferenceService %q gets %d of the %d percent asked, because its ready pods carry no more; "+
+				"%d carry all traffic, and capacity asks for %d percent more.",
+			canary, p.weights.Canary, p.desired.Canary, p.needed, headroom(rollout)))
+	case p.outcome == routing.OutcomeCanaryCold:
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryCold, fmt.Sprintf(
+			"InferenceService %q gets %d of the %d percent asked, because pods of it are not warm.",
+			canary, p.weights.Canary, p.desired.Canary))
 	default:
 		return status.Condition{
 			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,

@@ -59,6 +59,12 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		}
 		b = b.WatchesRawSource(source.Channel(analyst.answered, &handler.EnqueueRequestForObject{}))
 	}
+	if stove, ok := r.warmer.(*Stove); ok {
+		if err := mgr.Add(stove); err != nil {
+			return fmt.Errorf("adding the stove: %w", err)
+		}
+		b = b.WatchesRawSource(source.Channel(stove.warmed, &handler.EnqueueRequestForObject{}))
+	}
 	c, err := b.
 		Named(Name).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
@@ -260,5 +266,6 @@ func readOfEndpoints(object client.Object) any {
 	if !ok {
 		return nil
 	}
-	return countReady([]discoveryv1.EndpointSlice{*slice})
+	ready, ill := podsOf([]discoveryv1.EndpointSlice{*slice})
+	return []any{ready, ill}
 }
