@@ -282,6 +282,10 @@ type CanaryRevision struct {
 	// +optional
 	InferenceService string `json:"inferenceService,omitempty"`
 
+	// variant is that of the side.
+	// +optional
+	Variant string `json:"variant,omitempty"`
+
 	// uid is that of the InferenceService.
 	// +optional
 	UID types.UID `json:"uid,omitempty"`

@@ -40,6 +40,14 @@ const (
 	ReasonDryRun = "DryRun"
 	// ReasonInvalidColour says that a colour cannot be told in the language of routes.
 	ReasonInvalidColour = "InvalidColour"
+	// ReasonSidesAreOne says that both sides are the same pods, as after a variant has become the predictor.
+	ReasonSidesAreOne = "SidesAreOne"
+	// ReasonModelDivergence says that the two sides serve their model by different names.
+	ReasonModelDivergence = "ModelDivergence"
+	// ReasonModelsMatch says that the two sides serve their model by one name.
+	ReasonModelsMatch = "ModelsMatch"
+	// ReasonModelNameUnknown says that a side does not tell by which name it serves its model.
+	ReasonModelNameUnknown = "ModelNameUnknown"
 	// ReasonWeightsChanged is that of the event that tells new weights.
 	ReasonWeightsChanged = "WeightsChanged"
 )
@@ -52,7 +60,7 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
-// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService",message="stable.inferenceService and canary.inferenceService must be two different InferenceServices"
+// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || (has(self.stable.variant) ? self.stable.variant : ”) != (has(self.canary.variant) ? self.canary.variant : ”)",message="stable and canary must be two different InferenceServices, or two variants of one"
 // +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.strategy) || self.canaryPercent == 0",message="canaryPercent and strategy exclude each other: remove one of the two"
 // +kubebuilder:validation:XValidation:rule="!has(self.suspend) || !self.suspend || has(self.strategy)",message="suspend stops the steps of a strategy; without one, traffic moves only when canaryPercent is edited"
@@ -67,6 +75,13 @@ type CanaryRolloutSpec struct {
 	// canary is the side that the rollout moves traffic to.
 	// +required
 	Canary RolloutSide `json:"canary"`
+
+	// modelName is the name by which both sides must serve their model, since it is part of each request. A side that is
+	// known to serve another keeps the rollout from routing. When unset, the condition ModelCompatible only tells.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ModelName string `json:"modelName,omitempty"`
 
 	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
 	// the canary is not ready it gets none, whatever is asked.
@@ -249,6 +264,21 @@ type RolloutSide struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	InferenceService string `json:"inferenceService"`
+
+	// variant is the predictor.name of an entry of the InferenceService's spec.canary, or of its predictor. When unset,
+	// its predictor is meant, or its transformer if it has one.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Variant string `json:"variant,omitempty"`
+}
+
+// String returns the side's name in messages.
+func (s RolloutSide) String() string {
+	if s.Variant == "" {
+		return s.InferenceService
+	}
+	return s.InferenceService + "/" + s.Variant
 }
 
 // RolloutRouting says through which route the traffic flows.
@@ -432,7 +462,7 @@ type HTTPRouteReference struct {
 
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatus struct {
-	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, with a
+	// conditions are Ready, RouteApplied, Stalled and ModelCompatible; with a strategy Progressing, with an analysis AnalysisHealthy, with a
 	// warm-up Warmed, and after a foreign change of the route DriftDetected.
 	// +optional
 	// +listType=map

@@ -540,6 +540,18 @@ var rules = map[string]struct {
 		refused: "{stable: {inferenceService: a}, canary: {inferenceService: a}}",
 		wants:   "must be two different InferenceServices",
 	},
+	"the variants of one InferenceService differ": {
+		kind:    "CanaryRollout",
+		taken:   "{stable: {inferenceService: a}, canary: {inferenceService: a, variant: b}}",
+		refused: "{stable: {inferenceService: a, variant: b}, canary: {inferenceService: a, variant: b}}",
+		wants:   "must be two different InferenceServices, or two variants of one",
+	},
+	"a model's name is not empty": {
+		kind:      "CanaryRollout",
+		taken:     sides + ", modelName: m}",
+		refused:   sides + `, modelName: ""}`,
+		wantField: "spec.modelName",
+	},
 	"dryRun is not for strategies": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", dryRun: true}}",

@@ -25,7 +25,7 @@ func (r report) picture(out io.Writer, now time.Time) {
 		role string
 		sideReport
 	}{{"stable", r.Stable}, {"canary", r.Canary}} {
-		_, _ = fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", side.role, side.InferenceService, share(side.sideReport), bar(side.Applied))
+		_, _ = fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", side.role, side.name(), share(side.sideReport), bar(side.Applied))
 	}
 	line := func(label, text string) {
 		if text != "" {
@@ -45,6 +45,12 @@ func (r report) picture(out io.Writer, now time.Time) {
 	}
 	if !r.Ready || r.Phase == nil {
 		line("ready", r.Message)
+	}
+	if r.MaxSafe != nil && *r.MaxSafe < 100 {
+		line("limit", fmt.Sprintf("%d %% at most, by capacity and warm-up", *r.MaxSafe))
+	}
+	for _, note := range r.Notes {
+		line("note", note)
 	}
 	if r.Drift != nil {
 		line("drift", r.Drift.text())

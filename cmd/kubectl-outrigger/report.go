@@ -29,15 +29,24 @@ type report struct {
 	Drift     *driftReport `json:"drift,omitempty"`
 	// Verdicts are what the metrics of an analysis say of the weights in force.
 	Verdicts []v1alpha1.MetricVerdict `json:"verdicts,omitempty"`
+	// MaxSafe is the most that the canary can get now, by its capacity and its warm-up; nil if nothing bounds it.
+	MaxSafe *int32 `json:"maxSafePercent,omitempty"`
+	// Notes are what conditions other than Ready have to say against the rollout.
+	Notes []string `json:"notes,omitempty"`
 	// Current is false while the operator has not looked at the last edit.
 	Current bool `json:"current"`
 }
 
 type sideReport struct {
 	InferenceService string `json:"inferenceService"`
+	Variant          string `json:"variant,omitempty"`
 	// Desired and Applied are in percent; nil while there is none.
 	Desired *int32 `json:"desired,omitempty"`
 	Applied *int32 `json:"applied,omitempty"`
+}
+
+func (s sideReport) name() string {
+	return v1alpha1.RolloutSide{InferenceService: s.InferenceService, Variant: s.Variant}.String()
 }
 
 type phaseReport struct {
@@ -75,8 +84,8 @@ func reportOf(r *v1alpha1.CanaryRollout) report {
 	s := &r.Status
 	out := report{
 		Namespace: r.Namespace, Name: r.Name,
-		Stable:   sideReport{InferenceService: r.Spec.Stable.InferenceService},
-		Canary:   sideReport{InferenceService: r.Spec.Canary.InferenceService},
+		Stable:   sideReport{InferenceService: r.Spec.Stable.InferenceService, Variant: r.Spec.Stable.Variant},
+		Canary:   sideReport{InferenceService: r.Spec.Canary.InferenceService, Variant: r.Spec.Canary.Variant},
 		Provider: string(s.Provider), Host: s.Host, Colours: s.Colours,
 		Ready:     meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady),
 		Stalled:   meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionStalled),
@@ -92,7 +101,14 @@ func reportOf(r *v1alpha1.CanaryRollout) report {
 	if w := s.Weights.Applied; w != nil {
 		out.Stable.Applied, out.Canary.Applied = &w.Stable, &w.Canary
 	}
-	out.Phase, out.Drift, out.Verdicts = phaseOf(r), driftOf(r), s.Verdicts
+	out.Phase, out.Drift, out.Verdicts, out.MaxSafe = phaseOf(r), driftOf(r), s.Verdicts, s.MaxSafePercent
+	for _, kind := range []string{
+		v1alpha1.ConditionWarmed, v1alpha1.ConditionAnalysisHealthy, v1alpha1.ConditionModelCompatible,
+	} {
+		if meta.IsStatusConditionFalse(s.Conditions, kind) {
+			out.Notes = append(out.Notes, meta.FindStatusCondition(s.Conditions, kind).Message)
+		}
+	}
 	return out
 }
 

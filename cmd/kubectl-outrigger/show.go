@@ -39,7 +39,7 @@ func (a *app) status(s *session, args []string) error {
 		table := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 		_, _ = fmt.Fprintln(table, "NAME\tSTABLE\tCANARY\tSHARE\tSTATE")
 		for _, r := range reports {
-			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.Name, r.Stable.InferenceService, r.Canary.InferenceService,
+			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.Name, r.Stable.name(), r.Canary.name(),
 				share(r.Canary), r.headline(time.Now()))
 		}
 		_ = table.Flush()

@@ -31,10 +31,10 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 		return seen, err
 	}
 	var err error
-	if seen.stable, err = r.side(ctx, rollout, rollout.Spec.Stable.InferenceService, seen); err != nil {
+	if seen.stable, err = r.side(ctx, rollout, rollout.Spec.Stable, seen); err != nil {
 		return seen, err
 	}
-	if seen.canary, err = r.side(ctx, rollout, rollout.Spec.Canary.InferenceService, seen); err != nil {
+	if seen.canary, err = r.side(ctx, rollout, rollout.Spec.Canary, seen); err != nil {
 		return seen, err
 	}
 	if seen.service, err = service(ctx, r.client, rollout.Namespace, rollout.Name); err != nil {
@@ -87,26 +87,26 @@ func (r *Reconciler) observeRoutes(ctx context.Context, rollout *v1alpha1.Canary
 	return err
 }
 
-// side observes one InferenceService. One that does not exist, or is being deleted, has no ready endpoint; its entry is
-// then the one that the live route has for it.
+// side observes one side. One that does not exist, or is being deleted, has no ready endpoint; its entry is then the one
+// that the live route has for it.
 func (r *Reconciler) side(
-	ctx context.Context, rollout *v1alpha1.CanaryRollout, name string, seen observed,
+	ctx context.Context, rollout *v1alpha1.CanaryRollout, of v1alpha1.RolloutSide, seen observed,
 ) (side, error) {
+	one := side{name: of.String()}
 	var isvc kserve.InferenceService
-	err := r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: name}, &isvc)
+	err := r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: of.InferenceService}, &isvc)
 	if apierrors.IsNotFound(err) {
-		return side{
-			name: name, entry: guessEntry(rollout, name, seen), revision: v1alpha1.CanaryRevision{InferenceService: name},
-		}, nil
+		one.entry = guessEntry(rollout, of, seen)
+		one.revision = v1alpha1.CanaryRevision{InferenceService: of.InferenceService, Variant: of.Variant}
+		return one, nil
 	}
 	if err != nil {
-		return side{}, fmt.Errorf("reading InferenceService %q: %w", name, err)
+		return side{}, fmt.Errorf("reading InferenceService %q: %w", of.InferenceService, err)
 	}
-	one := side{
-		name: name, exists: isvc.DeletionTimestamp == nil,
-		supported: kserve.UsesServices(&isvc), entry: kserve.EntryOf(&isvc),
-	}
-	if one.revision, err = kserve.RevisionOf(&isvc); err != nil {
+	one.exists = isvc.DeletionTimestamp == nil && kserve.HasVariant(&isvc, of.Variant)
+	one.supported, one.entry = kserve.UsesServices(&isvc), kserve.EntryOf(&isvc, of.Variant)
+	one.model = kserve.ModelName(&isvc, of.Variant)
+	if one.revision, err = kserve.RevisionOf(&isvc, of.Variant); err != nil {
 		return side{}, err
 	}
 	if one.exists && one.supported {
@@ -115,8 +115,8 @@ func (r *Reconciler) side(
 	return one, err
 }
 
-func guessEntry(rollout *v1alpha1.CanaryRollout, name string, seen observed) kserve.Entry {
-	entries := kserve.GuessEntries(name)
+func guessEntry(rollout *v1alpha1.CanaryRollout, of v1alpha1.RolloutSide, seen observed) kserve.Entry {
+	entries := kserve.GuessEntries(of.InferenceService, of.Variant)
 	for _, entry := range entries {
 		if mentions(seen, routing.ServiceHost(entry.Service, rollout.Namespace)) {
 			return entry

@@ -50,9 +50,9 @@ type observed struct {
 	rival *routing.Rival
 }
 
-// side is one of the two InferenceServices.
+// side is one of the two InferenceServices, or a variant of one.
 type side struct {
-	// name is that of the InferenceService.
+	// name is what it is called in messages.
 	name string
 	// exists tells whether it exists and is to stay.
 	exists bool
@@ -66,6 +66,8 @@ type side struct {
 	pods []Pod
 	// revision tells what it is from what it may be later.
 	revision v1alpha1.CanaryRevision
+	// model is the name by which it says that it serves its model, "" if it does not say.
+	model string
 }
 
 // plan is what to make true.
@@ -108,6 +110,8 @@ type plan struct {
 	wake time.Duration
 	// held says why the route is left as it is, and heldReason is the reason; both are empty if it is not.
 	held, heldReason string
+	// compatible tells whether both sides serve their model by one name.
+	compatible status.Condition
 	// stalled says what the user must change, nil if nothing.
 	stalled error
 }
@@ -123,7 +127,7 @@ func (p plan) routes() bool {
 // and held when a side that is not in the route yet has still to come up, so that an edit which names a side that does
 // not exist never takes traffic from one that does.
 func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
-	p := plan{desired: routing.Desired(seen.asked), provider: seen.provider.Name()}
+	p := plan{desired: routing.Desired(seen.asked), provider: seen.provider.Name(), compatible: compatibility(rollout, seen)}
 	p.bind(rollout, seen)
 	if p.stalled = refusal(rollout, seen); p.stalled != nil {
 		if withdrawn(seen) {
@@ -215,7 +219,52 @@ func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
 			)
 		}
 	}
+	if seen.stable.exists && seen.canary.exists && seen.stable.entry.Service == seen.canary.entry.Service {
+		return status.Stalledf(v1alpha1.ReasonSidesAreOne,
+			"%s and %s are the same pods, those of Service %q; name another canary, or delete the rollout",
+			seen.stable.name, seen.canary.name, seen.stable.entry.Service)
+	}
+	return divergence(rollout, seen)
+}
+
+// divergence returns why a side cannot take the requests, which name their model, nil if nothing is known against it.
+func divergence(rollout *v1alpha1.CanaryRollout, seen observed) error {
+	for _, one := range []side{seen.stable, seen.canary} {
+		if asked := rollout.Spec.ModelName; asked != "" && one.model != "" && one.model != asked {
+			return status.Stalledf(v1alpha1.ReasonModelDivergence,
+				"InferenceService %q serves its model as %q, and modelName is %q; make the two alike, such as by the argument --model_name",
+				one.name, one.model, asked)
+		}
+	}
 	return nil
+}
+
+// compatibility tells whether both sides serve their model by one name. Without a word to the contrary a runtime takes
+// the name of the InferenceService, which variants share.
+func compatibility(rollout *v1alpha1.CanaryRollout, seen observed) status.Condition {
+	c := status.Condition{
+		Type: v1alpha1.ConditionModelCompatible, Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonModelNameUnknown,
+	}
+	stable, canary := seen.stable, seen.canary
+	shared := rollout.Spec.Stable.InferenceService == rollout.Spec.Canary.InferenceService
+	switch {
+	case !stable.exists || !canary.exists:
+		c.Message = "One of the two sides does not exist."
+	case stable.model != "" && canary.model != "" && stable.model != canary.model:
+		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonModelDivergence
+		c.Message = fmt.Sprintf("%s serves its model as %q, %s as %q: requests that name one of them fail at the other side. "+
+			"Give both the same name, such as by the argument --model_name.", stable.name, stable.model, canary.name, canary.model)
+	case stable.model != "" && stable.model == canary.model:
+		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonModelsMatch
+		c.Message = fmt.Sprintf("Both sides serve their model as %q.", stable.model)
+	case stable.model == canary.model && shared:
+		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonModelsMatch
+		c.Message = "Both sides are variants of one InferenceService, by whose name they serve their model."
+	default:
+		c.Message = "It is not known whether both sides serve their model by one name. Most runtimes take the InferenceService's, " +
+			"which differs; give both the same, such as by the argument --model_name."
+	}
+	return c
 }
 
 // withdrawn reports whether a rollout lost its host to one whose own route is in place: of two routes the older one is

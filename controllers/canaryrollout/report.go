@@ -48,7 +48,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 		ready = failed(v1alpha1.ConditionReady, v1alpha1.ReasonRouteNotWritten, message)
 		applied = failed(v1alpha1.ConditionRouteApplied, v1alpha1.ReasonRouteNotWritten, message)
 	}
-	status.Set(&s.Conditions, rollout.Generation, ready, applied, stalled)
+	status.Set(&s.Conditions, rollout.Generation, ready, applied, stalled, p.compatible)
 	setDrift(&s, rollout, p, err)
 	return s
 }
@@ -82,7 +82,7 @@ func failed(kind, reason, message string) status.Condition {
 // readyCondition says whether the traffic flows as asked.
 func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	const notReady = v1alpha1.ReasonInferenceServiceNotReady
-	stable, canary := rollout.Spec.Stable.InferenceService, rollout.Spec.Canary.InferenceService
+	stable, canary := rollout.Spec.Stable.String(), rollout.Spec.Canary.String()
 	switch {
 	case p.held != "":
 		return failed(v1alpha1.ConditionReady, p.heldReason, p.held)

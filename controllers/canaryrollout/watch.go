@@ -250,7 +250,7 @@ func readOfInferenceService(object client.Object) any {
 	if !ok {
 		return nil
 	}
-	return []any{kserve.EntryOf(isvc), kserve.UsesServices(isvc), isvc.DeletionTimestamp == nil, isvc.UID, isvc.Generation}
+	return []any{kserve.EntryOf(isvc, ""), kserve.UsesServices(isvc), isvc.DeletionTimestamp == nil, isvc.UID, isvc.Generation}
 }
 
 func readOfService(object client.Object) any {

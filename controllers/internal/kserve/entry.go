@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kserve/kserve/pkg/apis/serving/v1beta1"
 	"github.com/kserve/kserve/pkg/constants"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -22,17 +23,39 @@ type Entry struct {
 	Selector map[string]string
 }
 
-// EntryOf returns the entry of an InferenceService.
-func EntryOf(isvc *InferenceService) Entry {
-	if isvc.Spec.Transformer != nil {
+// EntryOf returns the entry of a variant of an InferenceService; "" is the one that its own URL leads to.
+func EntryOf(isvc *InferenceService, variant string) Entry {
+	switch {
+	case variant != "":
+		return entry(constants.PredictorServiceName(isvc.Name, variant))
+	case isvc.Spec.Transformer != nil:
 		return entry(constants.TransformerServiceName(isvc.Name))
+	default:
+		return entry(PredictorService(isvc))
 	}
-	return entry(PredictorService(isvc))
 }
 
-// GuessEntries returns the entries that an InferenceService of a name may have had that does not exist, the likeliest
-// first.
-func GuessEntries(name string) []Entry {
+// HasVariant reports whether an InferenceService has a variant: a predictor of that name, be it the one in production or
+// one of spec.canary.
+func HasVariant(isvc *InferenceService, variant string) bool {
+	return variant == "" || isvc.Spec.Predictor.Name == variant || canaryNamed(isvc, variant) != nil
+}
+
+func canaryNamed(isvc *InferenceService, variant string) *v1beta1.CanarySpec {
+	for i := range isvc.Spec.Canary {
+		if isvc.Spec.Canary[i].Predictor.Name == variant {
+			return &isvc.Spec.Canary[i]
+		}
+	}
+	return nil
+}
+
+// GuessEntries returns the entries that a variant of an InferenceService of a name may have had that does not exist, the
+// likeliest first.
+func GuessEntries(name, variant string) []Entry {
+	if variant != "" {
+		return []Entry{entry(constants.PredictorServiceName(name, variant))}
+	}
 	return []Entry{entry(constants.PredictorServiceName(name)), entry(constants.TransformerServiceName(name))}
 }
 

@@ -19,14 +19,25 @@ var scaling = []string{
 	"minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling", "canaryTrafficPercent",
 }
 
-// RevisionOf returns what tells an InferenceService, and what its pods are made from, from others.
-func RevisionOf(isvc *InferenceService) (v1alpha1.CanaryRevision, error) {
-	revision := v1alpha1.CanaryRevision{InferenceService: isvc.Name, UID: isvc.UID, Generation: isvc.Generation}
+// RevisionOf returns what tells a variant of an InferenceService, and what its pods are made from, from others. KServe
+// makes those of a canary from its own predictor laid over that of the InferenceService.
+func RevisionOf(isvc *InferenceService, variant string) (v1alpha1.CanaryRevision, error) {
+	revision := v1alpha1.CanaryRevision{
+		InferenceService: isvc.Name, Variant: variant, UID: isvc.UID, Generation: isvc.Generation,
+	}
 	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&isvc.Spec)
 	if err != nil {
 		return revision, fmt.Errorf("converting InferenceService %s: %w", isvc.Name, err)
 	}
-	for _, component := range []string{"predictor", "transformer", "explainer"} {
+	delete(spec, "canary")
+	if canary := canaryNamed(isvc, variant); variant != "" && canary != nil {
+		predictor, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&canary.Predictor)
+		if err != nil {
+			return revision, fmt.Errorf("converting canary %s of InferenceService %s: %w", variant, isvc.Name, err)
+		}
+		spec["canary"] = predictor
+	}
+	for _, component := range []string{"predictor", "transformer", "explainer", "canary"} {
 		fields, _ := spec[component].(map[string]any)
 		for _, field := range scaling {
 			delete(fields, field)

@@ -51,7 +51,7 @@ func revision(t *testing.T, text string) (r struct {
 	if err := yaml.Unmarshal([]byte(text), &isvc); err != nil {
 		t.Fatal(err)
 	}
-	got, err := kserve.RevisionOf(&isvc)
+	got, err := kserve.RevisionOf(&isvc, "")
 	if err != nil {
 		t.Fatal(err)
 	}
