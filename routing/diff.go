@@ -4,6 +4,7 @@ package routing
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -13,7 +14,7 @@ import (
 // diffContext is how many equal lines are shown around a change.
 const diffContext = 3
 
-// Diff returns a unified diff of what two states of a route route by, empty if that is the same. Either may be nil, for
+// Diff returns a unified diff of what decides where requests go in two states of a route, empty if that is the same. Either may be nil, for
 // a route that does not exist.
 func Diff(before, after *unstructured.Unstructured) (string, error) {
 	from, err := routedLines(before)
@@ -100,9 +101,9 @@ func shortest(from, to []string) []edit {
 	for i := range common {
 		common[i] = make([]int, len(to)+1)
 	}
-	for i := len(from) - 1; i >= 0; i-- {
-		for j := len(to) - 1; j >= 0; j-- {
-			if from[i] == to[j] {
+	for i, one := range slices.Backward(from) {
+		for j, other := range slices.Backward(to) {
+			if one == other {
 				common[i][j] = common[i+1][j+1] + 1
 			} else {
 				common[i][j] = max(common[i+1][j], common[i][j+1])

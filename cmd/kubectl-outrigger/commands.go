@@ -147,7 +147,7 @@ var verbs = []verb{
 
 // parsePercent reads a share.
 func parsePercent(text string) (int32, error) {
-	n, err := strconv.Atoi(text)
+	n, err := strconv.ParseInt(text, 10, 32)
 	if err != nil || n < 0 || n > 100 {
 		return 0, fmt.Errorf("PERCENT is %q; it must be a whole number from 0 to 100; %w", text, errUsage)
 	}

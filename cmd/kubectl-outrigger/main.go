@@ -21,16 +21,17 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	ctrllog.SetLogger(logr.Discard()) // what matters is printed
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
 }
 
 // errUsage marks what was not understood.
 var errUsage = errors.New("see --help")
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	root := newRoot(&app{in: stdin, out: stdout})
+	root := newRoot(&app{in: stdin, out: stdout}) //nolint:contextcheck // cobra hands commands the context.
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)

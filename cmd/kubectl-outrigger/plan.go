@@ -92,7 +92,10 @@ func (p planReport) text(out io.Writer) {
 		_, _ = fmt.Fprintf(out, "\n%s", p.Diff)
 	}
 	if p.Partial {
-		_, _ = fmt.Fprintln(out, "You may not read other namespaces; if a route there takes the same host, that is not in this plan.")
+		_, _ = fmt.Fprintln(
+			out,
+			"You may not read other namespaces; if a route there takes the same host, that is not in this plan.",
+		)
 	}
 }
 

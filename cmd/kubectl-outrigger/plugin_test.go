@@ -7,12 +7,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -139,7 +139,11 @@ func (c cluster) plugin(t *testing.T, namespace, stdin string, args ...string) (
 // do runs a command that must succeed, and returns what it says in JSON.
 func do[T any](t *testing.T, c cluster, namespace string, args ...string) T {
 	t.Helper()
-	code, stdout, stderr := c.plugin(t, namespace, "", append([]string{"canary"}, append(args, "-o", "json", "--timeout", "30s")...)...)
+	code, stdout, stderr := c.plugin(
+		t,
+		namespace,
+		"",
+		append([]string{"canary"}, append(args, "-o", "json", "--timeout", "30s")...)...)
 	var into T
 	if code != 0 {
 		t.Fatalf("canary %v exits %d: %s", args, code, stderr)
@@ -179,7 +183,15 @@ func TestShareByHand(t *testing.T) {
 	ns := c.namespace(t, "by-hand")
 	c.startOperator(t)
 	c.apply(t, strings.ReplaceAll(simple, "NAMESPACE", ns))
-	if got := do[report](t, c, ns, "set-percent", "digits", "20"); !got.Ready || *got.Canary.Applied != 20 || *got.Stable.Applied != 80 {
+	if got := do[report](
+		t,
+		c,
+		ns,
+		"set-percent",
+		"digits",
+		"20",
+	); !got.Ready || *got.Canary.Applied != 20 ||
+		*got.Stable.Applied != 80 {
 		t.Errorf("set-percent says %+v", got)
 	}
 	planned := do[planReport](t, c, ns, "plan", "digits", "--percent", "55")
@@ -192,7 +204,8 @@ func TestShareByHand(t *testing.T) {
 		t.Errorf("the plan changes more than two weights:\n%s", planned.Diff)
 	}
 	got := do[report](t, c, ns, "status", "digits")
-	if got.Current != true || *got.Canary.Applied != 20 || got.Provider != "VirtualService" || got.Host != "digits."+ns+".svc.cluster.local" {
+	if got.Current != true || *got.Canary.Applied != 20 || got.Provider != "VirtualService" ||
+		got.Host != "digits."+ns+".svc.cluster.local" {
 		t.Errorf("after the plan the status is %+v", got)
 	}
 	if rest := do[planReport](t, c, ns, "plan", "digits"); rest.Diff != "" || rest.Why != "" {
@@ -217,7 +230,8 @@ func TestPlanOfAFile(t *testing.T) {
 	ns := c.namespace(t, "of-a-file")
 	text := strings.ReplaceAll(simple, ", namespace: NAMESPACE", "") + "  canaryPercent: 7\n"
 	code, stdout, stderr := c.plugin(t, ns, text, "canary", "plan", "-f", "-")
-	if code != 0 || !strings.Contains(stdout, "digits: the canary would get 7 percent\n--- nothing\n+++ VirtualService "+ns+"/digits\n") {
+	if code != 0 ||
+		!strings.Contains(stdout, "digits: the canary would get 7 percent\n--- nothing\n+++ VirtualService "+ns+"/digits\n") {
 		t.Errorf("plan exits %d: %s%s", code, stdout, stderr)
 	}
 	var list v1alpha1.CanaryRolloutList
@@ -325,7 +339,18 @@ func TestComplaints(t *testing.T) {
 	if code := run(t.Context(), []string{"canary", "status", "--kubeconfig", "/nonexistent"}, nil, io.Discard, &out); code != 1 {
 		t.Errorf("without a kubeconfig: exit %d, %s", code, out.String())
 	}
-	if code, stdout, _ := c.plugin(t, ns, "", "canary", "set-percent", "digits", "4", "--timeout", "0"); code != 0 || !strings.Contains(stdout, "waiting for the operator") {
+	if code, stdout, _ := c.plugin(
+		t,
+		ns,
+		"",
+		"canary",
+		"set-percent",
+		"digits",
+		"4",
+		"--timeout",
+		"0",
+	); code != 0 ||
+		!strings.Contains(stdout, "waiting for the operator") {
 		t.Errorf("without waiting: exit %d, %s", code, stdout)
 	}
 }
@@ -364,7 +389,7 @@ func TestWatch(t *testing.T) {
 		edited := make(chan struct{})
 		go func() {
 			defer close(edited)
-			do[report](t, c, ns, "set-percent", "digits", fmt.Sprint(percent))
+			do[report](t, c, ns, "set-percent", "digits", strconv.Itoa(int(percent)))
 		}()
 		for r := next(); *r.Canary.Applied != percent || !r.Ready; r = next() {
 			if !slices.Contains([]int32{0, 30, 60}, *r.Canary.Applied) {

@@ -18,21 +18,28 @@ func TestPicture(t *testing.T) {
 	r := &v1alpha1.CanaryRollout{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ml", Name: "fraud", Generation: 3},
 		Spec: v1alpha1.CanaryRolloutSpec{
-			Stable: v1alpha1.RolloutSide{InferenceService: "fraud-v1"}, Canary: v1alpha1.RolloutSide{InferenceService: "fraud-v2"},
+			Stable: v1alpha1.RolloutSide{
+				InferenceService: "fraud-v1",
+			},
+			Canary: v1alpha1.RolloutSide{InferenceService: "fraud-v2"},
 			Strategy: &v1alpha1.RolloutStrategy{
 				Steps: []v1alpha1.RolloutStep{
 					{SetPercent: new(int32(1))},
 					{SetPercent: new(int32(10)), Hold: &v1alpha1.StepHold{
 						Duration: &metav1.Duration{Duration: 20 * time.Minute}, MinSamples: new(int64(500)),
 					}},
-					{Pause: &v1alpha1.StepPause{}}, {SetPercent: new(int32(100))},
+					{Pause: &v1alpha1.StepPause{}},
+					{SetPercent: new(int32(100))},
 				},
 				Bake: &metav1.Duration{Duration: time.Hour},
 			},
 			Suspend: true,
 		},
 		Status: v1alpha1.CanaryRolloutStatus{
-			ObservedGeneration: 3, Provider: v1alpha1.ProviderHTTPRoute, Host: "fraud.example.com", Colours: []string{"qa", "vip"},
+			ObservedGeneration: 3,
+			Provider:           v1alpha1.ProviderHTTPRoute,
+			Host:               "fraud.example.com",
+			Colours:            []string{"qa", "vip"},
 			Weights: v1alpha1.RolloutWeights{
 				Desired: &v1alpha1.WeightPair{Stable: 90, Canary: 10}, Applied: &v1alpha1.WeightPair{Stable: 99, Canary: 1},
 			},
@@ -48,8 +55,12 @@ func TestPicture(t *testing.T) {
 				},
 				Verdicts: []v1alpha1.MetricVerdict{
 					{
-						Metric: "errors", Result: v1alpha1.VerdictPass, Estimate: "+0.1 points", Interval: "-1 points to +0.4 points",
-						Bound: "+0.5 points", Samples: 120,
+						Metric:   "errors",
+						Result:   v1alpha1.VerdictPass,
+						Estimate: "+0.1 points",
+						Interval: "-1 points to +0.4 points",
+						Bound:    "+0.5 points",
+						Samples:  120,
 					},
 					{Metric: "queue", Result: v1alpha1.VerdictError, DryRun: true, Message: "Prometheus cannot be reached"},
 				},

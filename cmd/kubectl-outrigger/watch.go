@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,7 +71,7 @@ func (a *app) watch(s *session, args []string) error {
 func sameReport(a, b report) bool {
 	one, _ := json.Marshal(a)
 	other, _ := json.Marshal(b)
-	return string(one) == string(other)
+	return bytes.Equal(one, other)
 }
 
 // draw shows a rollout: on a screen over what was there, elsewhere after it.

@@ -38,9 +38,14 @@ type exporter struct {
 var newExporter = sync.OnceValues(func() (*exporter, error) {
 	pod := []string{"namespace", "pod"}
 	e := &exporter{
-		requests: promclient.NewCounterVec(promclient.CounterOpts{Name: "http_requests_total", Help: "Requests answered."}, append(pod, "code")),
+		requests: promclient.NewCounterVec(
+			promclient.CounterOpts{Name: "http_requests_total", Help: "Requests answered."},
+			append(pod, "code"),
+		),
 		seconds: promclient.NewHistogramVec(promclient.HistogramOpts{
-			Name: "http_request_duration_seconds", Help: "Time to the answer.", Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1},
+			Name:    "http_request_duration_seconds",
+			Help:    "Time to the answer.",
+			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1},
 		}, pod),
 		level: promclient.NewGaugeVec(promclient.GaugeOpts{Name: "queue_length", Help: "Requests waiting."}, pod),
 	}

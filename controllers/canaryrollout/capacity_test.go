@@ -121,7 +121,8 @@ func TestWarmupComesFirst(t *testing.T) {
 		wantCondition(t, w, name, v1alpha1.ConditionWarmed, status, step.wantWarmed)
 	}
 	last := th.asked[len(th.asked)-1]
-	if len(last.Pods) != 2 || last.Pods[0].Address != "10.0.0.1" || last.Host != "v2-predictor."+w.Namespace+".svc.cluster.local" {
+	if len(last.Pods) != 2 || last.Pods[0].Address != "10.0.0.1" ||
+		last.Host != "v2-predictor."+w.Namespace+".svc.cluster.local" {
 		t.Errorf("asked to warm %+v for %s", last.Pods, last.Host)
 	}
 	if last.Matter != th.asked[0].Matter {

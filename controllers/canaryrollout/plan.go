@@ -231,9 +231,13 @@ func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
 func divergence(rollout *v1alpha1.CanaryRollout, seen observed) error {
 	for _, one := range []side{seen.stable, seen.canary} {
 		if asked := rollout.Spec.ModelName; asked != "" && one.model != "" && one.model != asked {
-			return status.Stalledf(v1alpha1.ReasonModelDivergence,
+			return status.Stalledf(
+				v1alpha1.ReasonModelDivergence,
 				"InferenceService %q serves its model as %q, and modelName is %q; make the two alike, such as by the argument --model_name",
-				one.name, one.model, asked)
+				one.name,
+				one.model,
+				asked,
+			)
 		}
 	}
 	return nil

@@ -40,12 +40,12 @@ func (r *Reconciler) Preview(ctx context.Context, rollout *v1alpha1.CanaryRollou
 
 func previewOf(rollout *v1alpha1.CanaryRollout, p plan, seen observed) (Preview, error) {
 	preview := Preview{Weights: p.weights, Desired: p.desired, Why: p.held}
-	err := p.stalled
-	if err == nil && p.route != nil && seen.route != nil {
-		err = checkOwner(rollout, seen.route)
+	refusal := p.stalled
+	if refusal == nil && p.route != nil && seen.route != nil {
+		refusal = checkOwner(rollout, seen.route)
 	}
-	if err != nil {
-		preview.Why = err.Error()
+	if refusal != nil {
+		preview.Why = refusal.Error()
 		return preview, nil
 	}
 	before, after, err := p.change(seen)

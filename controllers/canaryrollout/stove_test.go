@@ -60,7 +60,13 @@ func warming(pods ...canaryrollout.Pod) *canaryrollout.Warming {
 }
 
 // awaitWarmth asks until the pods are as warm as wanted.
-func awaitWarmth(t *testing.T, s *canaryrollout.Stove, w *canaryrollout.Warming, what string, done func(canaryrollout.Warmth) bool) canaryrollout.Warmth {
+func awaitWarmth(
+	t *testing.T,
+	s *canaryrollout.Stove,
+	w *canaryrollout.Warming,
+	what string,
+	done func(canaryrollout.Warmth) bool,
+) canaryrollout.Warmth {
 	t.Helper()
 	deadline := time.Now().Add(within)
 	for {
@@ -139,7 +145,9 @@ func TestStoveSaysWhatIsWrong(t *testing.T) {
 				tc.change(w)
 			}
 			got := awaitWarmth(t, s, w, "the bad pod", func(got canaryrollout.Warmth) bool { return got.Failure != "" })
-			if got.Warm != 1 || !strings.HasPrefix(got.Failure, "Pod bad is not warm: ") || !strings.Contains(got.Failure, tc.want) || strings.Contains(got.Failure, "secret") {
+			if got.Warm != 1 || !strings.HasPrefix(got.Failure, "Pod bad is not warm: ") ||
+				!strings.Contains(got.Failure, tc.want) ||
+				strings.Contains(got.Failure, "secret") {
 				t.Errorf("%+v, want %q", got, tc.want)
 			}
 		})

@@ -84,6 +84,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.RolloutAnalysisApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutAttempt"):
 		return &apisv1alpha1.RolloutAttemptApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutCapacity"):
+		return &apisv1alpha1.RolloutCapacityApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutDrift"):
 		return &apisv1alpha1.RolloutDriftApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutProgress"):
@@ -98,6 +100,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.RolloutStepStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStrategy"):
 		return &apisv1alpha1.RolloutStrategyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutWarmup"):
+		return &apisv1alpha1.RolloutWarmupApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutWeights"):
 		return &apisv1alpha1.RolloutWeightsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ShareQuery"):
@@ -116,6 +120,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.ValueQueryApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("VirtualServiceReference"):
 		return &apisv1alpha1.VirtualServiceReferenceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("WarmupRequest"):
+		return &apisv1alpha1.WarmupRequestApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("WeightPair"):
 		return &apisv1alpha1.WeightPairApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("WeightPeriod"):

@@ -56,7 +56,14 @@ func TestVariants(t *testing.T) {
 		"v2": {true, "fraud-v2-predictor"},
 		"v3": {false, "fraud-v3-predictor"},
 	} {
-		if has, service := HasVariant(&isvc, variant), EntryOf(&isvc, variant).Service; has != want.has || service != want.service {
+		if has, service := HasVariant(
+			&isvc,
+			variant,
+		), EntryOf(
+			&isvc,
+			variant,
+		).Service; has != want.has ||
+			service != want.service {
 			t.Errorf("variant %q: %v, %s; want %v, %s", variant, has, service, want.has, want.service)
 		}
 	}

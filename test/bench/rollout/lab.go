@@ -177,7 +177,9 @@ func pretend(ctx context.Context, workloads informers.SharedInformerFactory, c k
 		}
 		d = d.DeepCopy()
 		d.Status = want
-		_, _ = apps.Deployments(d.Namespace).UpdateStatus(ctx, d, metav1.UpdateOptions{}) // a conflict is followed by another event
+		_, _ = apps.Deployments(d.Namespace).
+			UpdateStatus(ctx, d, metav1.UpdateOptions{})
+		// a conflict is followed by another event
 	}
 	replicaSet := func(object any) {
 		rs, ok := object.(*appsv1.ReplicaSet)

@@ -43,7 +43,12 @@ func parse() options {
 	flag.IntVar(&o.edits, "edits", 50, "how many single edits a round")
 	flag.IntVar(&o.drifts, "drifts", 20, "how many foreign edits a round")
 	flag.IntVar(&o.rounds, "rounds", 2, "how many rounds of all systems in turns")
-	flag.DurationVar(&o.patience, "patience", 25*time.Second, "how long to wait for one change; more than two of Flagger's intervals")
+	flag.DurationVar(
+		&o.patience,
+		"patience",
+		25*time.Second,
+		"how long to wait for one change; more than two of Flagger's intervals",
+	)
 	flag.StringVar(&o.out, "out", "test/bench/rollout.md", "the report; empty for none")
 	flag.Parse()
 	return o

@@ -330,7 +330,11 @@ func (f *flagger) awaitInitialized(ctx context.Context, key types.NamespacedName
 			return nil
 		}
 	}
-	return fmt.Errorf("Canary %s is not initialized after %s", key.Name, setUp) //nolint:staticcheck // a name begins with a capital.
+	return fmt.Errorf(
+		"Canary %s is not initialized after %s",
+		key.Name,
+		setUp,
+	) //nolint:staticcheck // a name begins with a capital.
 }
 
 func (*flagger) lanes() int { return 10 }

@@ -13,6 +13,8 @@ import (
 type CanaryRevisionApplyConfiguration struct {
 	// inferenceService is its name.
 	InferenceService *string `json:"inferenceService,omitempty"`
+	// variant is that of the side.
+	Variant *string `json:"variant,omitempty"`
 	// uid is that of the InferenceService.
 	UID *types.UID `json:"uid,omitempty"`
 	// generation is that of the InferenceService when it was looked at last.
@@ -32,6 +34,14 @@ func CanaryRevision() *CanaryRevisionApplyConfiguration {
 // If called multiple times, the InferenceService field is set to the value of the last call.
 func (b *CanaryRevisionApplyConfiguration) WithInferenceService(value string) *CanaryRevisionApplyConfiguration {
 	b.InferenceService = &value
+	return b
+}
+
+// WithVariant sets the Variant field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Variant field is set to the value of the last call.
+func (b *CanaryRevisionApplyConfiguration) WithVariant(value string) *CanaryRevisionApplyConfiguration {
+	b.Variant = &value
 	return b
 }
 

@@ -11,6 +11,9 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	Stable *RolloutSideApplyConfiguration `json:"stable,omitempty"`
 	// canary is the side that the rollout moves traffic to.
 	Canary *RolloutSideApplyConfiguration `json:"canary,omitempty"`
+	// modelName is the name by which both sides must serve their model, since it is part of each request. A side that is
+	// known to serve another keeps the rollout from routing. When unset, the condition ModelCompatible only tells.
+	ModelName *string `json:"modelName,omitempty"`
 	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
 	// the canary is not ready it gets none, whatever is asked.
 	CanaryPercent *int32 `json:"canaryPercent,omitempty"`
@@ -18,6 +21,11 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	Strategy *RolloutStrategyApplyConfiguration `json:"strategy,omitempty"`
 	// analysis proves by metrics that the canary is not worse than is tolerated, in every step of a strategy.
 	Analysis *RolloutAnalysisApplyConfiguration `json:"analysis,omitempty"`
+	// capacity bounds the canary's share by what its ready pods carry. When unset, any ready pod carries everything.
+	Capacity *RolloutCapacityApplyConfiguration `json:"capacity,omitempty"`
+	// warmup has every ready pod of the canary answer requests of its own before the canary gets more traffic. When
+	// unset, a ready pod is taken for warm.
+	Warmup *RolloutWarmupApplyConfiguration `json:"warmup,omitempty"`
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
 	// is turned back all the same.
 	Suspend *bool `json:"suspend,omitempty"`
@@ -53,6 +61,14 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithCanary(value *RolloutSideApply
 	return b
 }
 
+// WithModelName sets the ModelName field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ModelName field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithModelName(value string) *CanaryRolloutSpecApplyConfiguration {
+	b.ModelName = &value
+	return b
+}
+
 // WithCanaryPercent sets the CanaryPercent field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the CanaryPercent field is set to the value of the last call.
@@ -74,6 +90,22 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithStrategy(value *RolloutStrateg
 // If called multiple times, the Analysis field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithAnalysis(value *RolloutAnalysisApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
 	b.Analysis = value
+	return b
+}
+
+// WithCapacity sets the Capacity field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Capacity field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithCapacity(value *RolloutCapacityApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Capacity = value
+	return b
+}
+
+// WithWarmup sets the Warmup field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Warmup field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithWarmup(value *RolloutWarmupApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Warmup = value
 	return b
 }
 

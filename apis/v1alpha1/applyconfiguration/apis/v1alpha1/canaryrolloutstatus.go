@@ -13,8 +13,8 @@ import (
 //
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatusApplyConfiguration struct {
-	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, and
-	// after a foreign change of the route DriftDetected.
+	// conditions are Ready, RouteApplied, Stalled and ModelCompatible; with a strategy Progressing, with an analysis AnalysisHealthy, with a
+	// warm-up Warmed, and after a foreign change of the route DriftDetected.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
@@ -27,6 +27,11 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	Colours []string `json:"colours,omitempty"`
 	// weights are the shares of the two sides.
 	Weights *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
+	// maxSafePercent is the most that the canary can get now, by its capacity and by how much of it is warm; unset without
+	// capacity and warmup.
+	MaxSafePercent *int32 `json:"maxSafePercent,omitempty"`
+	// neededPods is how many ready pods are taken for enough for all traffic; unset without capacity.
+	NeededPods *int32 `json:"neededPods,omitempty"`
 	// plan is the change of the route that would be made, as a unified diff, while dryRun is set.
 	Plan *string `json:"plan,omitempty"`
 	// drift tells of foreign changes of the route, as long as they matter.
@@ -92,6 +97,22 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithColours(values ...string) *C
 // If called multiple times, the Weights field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithWeights(value *RolloutWeightsApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
 	b.Weights = value
+	return b
+}
+
+// WithMaxSafePercent sets the MaxSafePercent field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MaxSafePercent field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithMaxSafePercent(value int32) *CanaryRolloutStatusApplyConfiguration {
+	b.MaxSafePercent = &value
+	return b
+}
+
+// WithNeededPods sets the NeededPods field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the NeededPods field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithNeededPods(value int32) *CanaryRolloutStatusApplyConfiguration {
+	b.NeededPods = &value
 	return b
 }
 

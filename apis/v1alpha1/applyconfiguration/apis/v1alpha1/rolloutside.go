@@ -9,6 +9,9 @@ package v1alpha1
 type RolloutSideApplyConfiguration struct {
 	// inferenceService is the name of an InferenceService of the rollout's namespace.
 	InferenceService *string `json:"inferenceService,omitempty"`
+	// variant is the predictor.name of an entry of the InferenceService's spec.canary, or of its predictor. When unset,
+	// its predictor is meant, or its transformer if it has one.
+	Variant *string `json:"variant,omitempty"`
 }
 
 // RolloutSideApplyConfiguration constructs a declarative configuration of the RolloutSide type for use with
@@ -22,5 +25,13 @@ func RolloutSide() *RolloutSideApplyConfiguration {
 // If called multiple times, the InferenceService field is set to the value of the last call.
 func (b *RolloutSideApplyConfiguration) WithInferenceService(value string) *RolloutSideApplyConfiguration {
 	b.InferenceService = &value
+	return b
+}
+
+// WithVariant sets the Variant field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Variant field is set to the value of the last call.
+func (b *RolloutSideApplyConfiguration) WithVariant(value string) *RolloutSideApplyConfiguration {
+	b.Variant = &value
 	return b
 }
