@@ -21,13 +21,17 @@ const usage = `Usage:
   preloader plan SOURCE DIRECTORY [...]               say what pull would do and need, and fetch nothing
   preloader verify DIRECTORY                          read a fetched tree and check every byte
   preloader warm DIRECTORY [...]                      bring trees into the page cache, as far as memory has room
+  preloader preflight [FLAGS]                         look at the pod's GPUs; needs the image preloader-gpu
+  preloader load [FLAGS] PATH [...]                   load safetensors into GPU memory to prove them; the same
   preloader version                                   print the version
 
 SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json, warm --limit=SIZE. Settings come from the environment;
 those named PRELOADER_ may also be given as flags, --verify=off for PRELOADER_VERIFY=off:
 AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_IO (auto, warm,
 bounded, direct), PRELOADER_CONNS, PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
-PRELOADER_METRICS (addresses and files), PRELOADER_NODE_CACHE (a directory), PRELOADER_NODE_CACHE_SIZE, PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_SELECT (all, safetensors), PRELOADER_LINT (on, off), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
+PRELOADER_METRICS (addresses and files), PRELOADER_NODE_CACHE (a directory), PRELOADER_NODE_CACHE_SIZE,
+PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_SELECT (all, safetensors), PRELOADER_LINT (on, off),
+PRELOADER_GPU (off, preflight, load), PRELOADER_GPU_FAIL (false, true), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
 `
 
 // Command is the command line: arguments without the program's name, the
@@ -50,6 +54,9 @@ func (s *StoppedError) Error() string { return "stopped by " + s.Signal.String()
 // Run does what the arguments ask for and returns the exit code.
 func (c *Command) Run(ctx context.Context) ExitCode {
 	verb, args := c.verb()
+	if verb == "preflight" || verb == "load" {
+		return c.gpuVerb(ctx, verb, args)
+	}
 	c, flags, args, err := c.takeFlags(verb, args)
 	if err != nil {
 		fmt.Fprintln(c.Stderr, err)
@@ -81,7 +88,7 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 func (c *Command) verb() (string, []string) {
 	if len(c.Args) > 0 {
 		switch first := c.Args[0]; first {
-		case "pull", "plan", "verify", "warm", "version", "help":
+		case "pull", "plan", "verify", "warm", "preflight", "load", "version", "help":
 			return first, c.Args[1:]
 		case "-h", "-help", "--help":
 			return "help", nil
@@ -112,7 +119,7 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 	opts.Meter = &Meter{}
 	publishEnd := publish(opts.Metrics, opts.Meter, log)
 	stopFollowing := startFollowing(ctx, opts.Meter, log, bar)
-	report, err := Pull(ctx, opts, pairsOf(args), log)
+	report, err := pullAndCheck(ctx, opts, pairsOf(args), log)
 	stopFollowing()
 	code := c.end(log, opts, report, err)
 	publishEnd(report, code)

@@ -32,6 +32,8 @@ const (
 	// ExitConfig says that the configuration is wrong or asks for what this
 	// program does not do.
 	ExitConfig ExitCode = 78
+	// ExitGPU says that a GPU is not fit for work, if that was asked to be a failure.
+	ExitGPU ExitCode = 80
 	// ExitInterrupt says that SIGINT ended the run.
 	ExitInterrupt ExitCode = 130
 	// ExitTerminated says that SIGTERM ended the run.

@@ -64,6 +64,7 @@ type asked struct {
 type fault struct {
 	status     int    // answer with this status
 	code       string // and this S3 error code
+	location   string // and where a redirect leads
 	cut        bool   // break the connection after `after` bytes
 	stall      bool   // send nothing more after `after` bytes
 	flip       bool   // change the byte at `after`
@@ -324,6 +325,9 @@ func (s *faultServer) get(w http.ResponseWriter, r *http.Request, key string) {
 	o, ok := s.object(key)
 	switch {
 	case f.status != 0:
+		if f.location != "" {
+			w.Header().Set("Location", f.location)
+		}
 		refuse(w, f.status, f.code)
 		return
 	case !ok:

@@ -109,6 +109,7 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]FileRecor
 	for i := range conns {
 		w := &worker{buf: arena[i*bufferSize : (i+1)*bufferSize]}
 		group.Go(func() {
+			defer w.line.hangUp()
 			if err := e.work(ctx, w); err != nil {
 				e.fail(err)
 				cancel(err)

@@ -21,6 +21,8 @@ var settingFlags = []string{
 	"prefix-mode",
 	"select",
 	"lint",
+	"gpu",
+	"gpu-fail",
 	"log",
 	"metrics",
 	"node-cache",

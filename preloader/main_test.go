@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -27,17 +28,30 @@ import (
 const asPreloader = "PRELOADER_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asConfined) != "" {
+		fmt.Fprintln(os.Stderr, confine())
+		os.Exit(1)
+	}
 	if os.Getenv(asPreloader) == "" {
 		os.Exit(m.Run())
 	}
 	syscall.Umask(0o022)
-	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	go func() { cancel(&StoppedError{Signal: <-signals}) }()
 	command := Command{Args: os.Args[1:], Getenv: os.Getenv, Stdout: os.Stdout, Stderr: os.Stderr}
-	os.Exit(int(command.Run(ctx)))
+	code := command.RunUntil(context.Background(), signals)
+	if path := os.Getenv(peakFile); path != "" {
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil || os.WriteFile(path, status, 0o600) != nil {
+			os.Exit(1)
+		}
+	}
+	os.Exit(int(code))
 }
+
+// peakFile names the variable for a file that takes the process's status at its
+// end, its largest resident set among it.
+const peakFile = "PRELOADER_TEST_PEAK"
 
 // outcome is what a finished run left.
 type outcome struct {

@@ -34,6 +34,17 @@ func (o object) version() string {
 	return "modified " + o.modified.UTC().Format(time.RFC3339)
 }
 
+// ifMatch returns the condition that the object still has its ETag, or nil if it
+// has none that can be asked for: a weak one, which proxies make that change
+// answers, matches nothing. Every answer's ETag is compared in any case.
+func (o object) ifMatch() *string {
+	if o.etag == "" || strings.HasPrefix(o.etag, "W/") {
+		return nil
+	}
+	tag := `"` + o.etag + `"`
+	return &tag
+}
+
 // checksum is a value that the store keeps for an object.
 type checksum struct {
 	// algorithm is S3's name, such as CRC64NVME; empty if there is none.
@@ -64,6 +75,8 @@ type source interface {
 	// get opens the bytes of s. The answer is checked to be exactly these bytes
 	// of the version that o names.
 	get(ctx context.Context, o object, s span) (body, error)
+	// open is get over a line, which is cheaper for many requests.
+	open(ctx context.Context, l *line, o object, s span) (body, error)
 }
 
 // errChanged says that the object is no longer the version that was asked for.

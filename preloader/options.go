@@ -94,6 +94,11 @@ type Options struct {
 	// Metrics are the addresses and files at which Prometheus finds metrics.
 	Metrics []string
 
+	// GPU is what is done about the pod's GPUs.
+	GPU GPUMode
+	// GPUFail lets an unhealthy GPU fail the pull.
+	GPUFail bool
+
 	// TerminationLog is the file that takes the last word for Kubernetes.
 	TerminationLog string
 	// JSONLogs selects JSON log lines in place of plain ones.
@@ -263,6 +268,8 @@ func (e environment) readWords(opts *Options) error {
 		{"PRELOADER_RESUME", []string{"on", "off"}, func(v string) { opts.Resume = v == "on" }},
 		{"PRELOADER_SELECT", []string{"all", "safetensors"}, func(v string) { opts.Select = SelectMode(v) }},
 		{"PRELOADER_LINT", []string{"on", "off"}, func(v string) { opts.Lint = v == "on" }},
+		{"PRELOADER_GPU", []string{"off", "preflight", "load"}, func(v string) { opts.GPU = GPUMode(v) }},
+		{"PRELOADER_GPU_FAIL", []string{"false", "true"}, func(v string) { opts.GPUFail = v == "true" }},
 		{"PRELOADER_LOG", []string{"kserve", "json"}, func(v string) { opts.JSONLogs = v == "json" }},
 	}
 	for _, w := range words {

@@ -24,6 +24,7 @@ func defaults() Options {
 		Memory:         64 * mebibyte,
 		Stall:          20 * time.Second,
 		Resume:         true,
+		GPU:            GPUOff,
 		TerminationLog: DefaultTerminationLog,
 	}
 }
@@ -106,6 +107,8 @@ func TestOptionsFromEnv(t *testing.T) {
 				"PRELOADER_RESUME":          "off",
 				"PRELOADER_SELECT":          "safetensors",
 				"PRELOADER_LINT":            "off",
+				"PRELOADER_GPU":             "load",
+				"PRELOADER_GPU_FAIL":        "true",
 				"PRELOADER_LOG":             "json",
 				"PRELOADER_PREFIX_MODE":     "kserve",
 				"PRELOADER_TERMINATION_LOG": "/tmp/last",
@@ -116,6 +119,7 @@ func TestOptionsFromEnv(t *testing.T) {
 				o.Verify, o.Conns, o.PartSize, o.Memory = VerifyRequire, 12, 16*mebibyte, 32*mebibyte
 				o.Stall, o.Deadline, o.Resume, o.JSONLogs = 3*time.Second, 10*time.Minute, false, true
 				o.SiblingPrefixes, o.TerminationLog = true, "/tmp/last"
+				o.GPU, o.GPUFail = GPULoad, true
 			},
 		},
 		"auto is the default": {settings{"PRELOADER_CONNS": "auto", "PRELOADER_PARTSIZE": "Auto"}, func(*Options) {}},
@@ -146,6 +150,8 @@ func TestOptionsFromEnvNameTheVariableThatIsWrong(t *testing.T) {
 		"PRELOADER_DEADLINE":      "-1s",
 		"PRELOADER_RESUME":        "maybe",
 		"PRELOADER_LOG":           "xml",
+		"PRELOADER_GPU":           "on",
+		"PRELOADER_GPU_FAIL":      "perhaps",
 		"PRELOADER_PREFIX_MODE":   "x",
 		"S3_MAX_ATTEMPTS":         "0",
 		"S3_CONNECT_TIMEOUT":      "soon",

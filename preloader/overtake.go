@@ -76,11 +76,9 @@ func (e *engine) depart(ctx context.Context, f *file, part span, handed int) (co
 }
 
 // note takes note of bytes that came.
-func (f *flight) note(n int) {
-	if f != nil {
-		f.brought.Add(int64(n))
-		f.quiet.Store(time.Now().UnixNano())
-	}
+func (f *flight) note(n int, now time.Time) {
+	f.brought.Add(int64(n))
+	f.quiet.Store(now.UnixNano())
 }
 
 // arrive notes that a flight is over, whether or not all of its span came.
@@ -146,7 +144,7 @@ func (e *engine) overtake(ctx context.Context, w *worker, slow *flight) error {
 	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
 	start := slow.front.Load()
-	d, first := e.rival(asking, cancel, slow, start)
+	d, first := e.rival(asking, cancel, w, slow, start)
 	if d == nil {
 		return context.Cause(ctx)
 	}
@@ -177,7 +175,7 @@ func (e *engine) overtake(ctx context.Context, w *worker, slow *flight) error {
 // rival asks for the rest of a slow flight's span from start on, and waits for
 // the first bytes. It returns nothing if the store is to be spared, the request
 // fails, or the flight is done first, which calls giveUp.
-func (e *engine) rival(ctx context.Context, giveUp func(), slow *flight, start int64) (*download, []byte) {
+func (e *engine) rival(ctx context.Context, giveUp func(), w *worker, slow *flight, start int64) (*download, []byte) {
 	rest := span{start, slow.whole.end() - start}
 	t, ok, _ := e.throttle.try(time.Now())
 	if !ok {
@@ -196,7 +194,7 @@ func (e *engine) rival(ctx context.Context, giveUp func(), slow *flight, start i
 		close(won)
 		<-watched // or it would take the end of a flight that was stopped for the end of one that has won
 	}()
-	d, err := e.ask(ctx, slow.file, rest, t)
+	d, err := e.ask(ctx, w, slow.file, rest, t)
 	if err != nil {
 		return nil, nil
 	}
@@ -221,7 +219,7 @@ type download struct {
 
 // ask makes a request for a part of a file. The download must be ended; if there
 // is none, the turn is over.
-func (e *engine) ask(ctx context.Context, f *file, part span, t turn) (*download, error) {
+func (e *engine) ask(ctx context.Context, w *worker, f *file, part span, t turn) (*download, error) {
 	ctx, stop := context.WithCancel(ctx)
 	d := &download{turn: t, stop: stop}
 	d.watchdog = time.AfterFunc(e.opts.Stall, func() {
@@ -229,7 +227,7 @@ func (e *engine) ask(ctx context.Context, f *file, part span, t turn) (*download
 		stop()
 	})
 	var err error
-	d.body, err = e.src.get(ctx, f.object, part)
+	d.body, err = e.src.open(ctx, &w.line, f.object, part)
 	if err == nil {
 		err = e.learn(ctx, f, d.object)
 	}

@@ -39,6 +39,8 @@ type Report struct {
 	Cached *int64 `json:"cached,omitempty"`
 	// Evidence counts files by why they are believed, for all files in place.
 	Evidence map[Evidence]int `json:"evidence,omitempty"`
+	// GPU is the verdict on the pod's GPUs, if one was asked for.
+	GPU *GPUVerdict `json:"gpu,omitempty"`
 }
 
 // add takes the report of a further pair in.
@@ -137,6 +139,9 @@ func terminationMessage(r *Report, f *ExitError) string {
 		text = sentence(f)
 	} else {
 		text = "Model ready: " + r.summary() + "."
+		if r.GPU != nil {
+			text += " " + r.GPU.Summary
+		}
 	}
 	line, err := json.Marshal(word)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -24,6 +25,13 @@ type s3Source struct {
 	bucket string
 	// region holds a region that the store named in an answer, once it did.
 	region atomic.Pointer[string]
+
+	// wire is for reading objects; it is nil where only the SDK can, and belongs
+	// to the region that it was sampled at.
+	wiring    sync.Mutex
+	wire      *wire
+	sampled   bool
+	sampledAt *string
 }
 
 func newS3Source(client *s3.Client, bucket string) *s3Source {
@@ -116,10 +124,7 @@ func (s *s3Source) firstPart(ctx context.Context, key string) (int64, error) {
 // get asks for the bytes of one span, or for the whole object without a Range,
 // which lets the answer carry the object's checksum.
 func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
-	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: &o.key}
-	if o.etag != "" {
-		in.IfMatch = aws.String(`"` + o.etag + `"`)
-	}
+	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: &o.key, IfMatch: o.ifMatch()}
 	whole := part.off == 0 && part.n == o.size
 	if !whole {
 		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", part.off, part.end()-1))
@@ -187,10 +192,13 @@ func keyEncrypted(sse types.ServerSideEncryption, customer *string) bool {
 	return customer != nil || sse == types.ServerSideEncryptionAwsKms || sse == types.ServerSideEncryptionAwsKmsDsse
 }
 
+// checksumNames are what can be computed here, best first.
+var checksumNames = []string{"CRC64NVME", "CRC32C", "CRC32", "SHA256", "SHA512", "SHA1", "MD5"}
+
 // pickChecksum returns the strongest checksum that an answer carries: one that
 // combines from pieces first, then one that needs a pass of its own.
 func pickChecksum(kind types.ChecksumType, values map[string]*string) checksum {
-	for _, name := range []string{"CRC64NVME", "CRC32C", "CRC32", "SHA256", "SHA512", "SHA1", "MD5"} {
+	for _, name := range checksumNames {
 		v := aws.ToString(values[name])
 		if v == "" {
 			continue

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +29,17 @@ type store struct {
 	lock *os.File
 	// memory means that the files live in memory: writing takes it at once.
 	memory bool
+
+	// work is the working directory, once it was prepared.
+	work *os.File
+	// folders are directories that files were published to, which saves walking
+	// there for each of many small files.
+	mu      sync.Mutex
+	folders map[string]*os.File
 }
+
+// mostFolders bounds how many directories are held open.
+const mostFolders = 256
 
 const (
 	dirMode  = 0o755
@@ -84,6 +95,12 @@ func (s *store) flock(ctx context.Context, waiting func()) error {
 }
 
 func (s *store) close() {
+	for _, f := range s.folders {
+		_ = f.Close()
+	}
+	if s.work != nil {
+		_ = s.work.Close()
+	}
 	if s.lock != nil {
 		_ = s.lock.Close()
 	}
@@ -101,22 +118,38 @@ func tempName(rel string) string {
 // openTemp opens the gathering file of rel at its full length. If fresh, what
 // it held is dropped first.
 func (s *store) openTemp(rel string, size int64, fresh bool) (*os.File, error) {
-	name := tempName(rel)
+	name, flags := path.Base(tempName(rel)), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC
 	if fresh {
+		flags |= os.O_EXCL
+	}
+	fd, err := s.openWork(name, flags)
+	if fresh && errors.Is(err, unix.EEXIST) {
 		// Not emptied but removed: it may be one more name of a file elsewhere.
-		if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, diskFailure(s.dir, err)
+		if err = s.root.Remove(workDir + "/" + name); err == nil {
+			fd, err = s.openWork(name, flags)
 		}
 	}
-	f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {
-		return nil, diskFailure(s.dir, err)
+		return nil, diskFailure(s.dir, &fs.PathError{Op: "open", Path: path.Join(workDir, name), Err: err})
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if fresh && size <= bufferSize {
+		return f, nil // one write makes its length and its blocks
 	}
 	if err := s.allocate(f, size); err != nil {
 		_ = f.Close()
 		return nil, diskFailure(s.dir, err)
 	}
 	return f, nil
+}
+
+// openWork opens a name of the working directory itself, which needs no walk.
+func (s *store) openWork(name string, flags int) (fd int, err error) {
+	err = retryInterrupted(func() (err error) {
+		fd, err = unix.Openat(int(s.work.Fd()), name, flags, fileMode)
+		return err
+	})
+	return fd, err
 }
 
 // alignment is what direct writes need of offsets, lengths and buffers.
@@ -184,15 +217,50 @@ func retryInterrupted(call func() error) error {
 
 // publish gives the gathering file of rel its final name.
 func (s *store) publish(rel string) error {
-	if dir := path.Dir(rel); dir != "." {
-		if err := s.root.MkdirAll(dir, dirMode); err != nil {
-			return diskFailure(s.dir, err)
-		}
-	}
-	if err := s.root.Rename(tempName(rel), rel); err != nil {
+	temp := tempName(rel)
+	folder, kept, err := s.folder(path.Dir(rel))
+	if err != nil {
 		return diskFailure(s.dir, err)
 	}
+	if !kept {
+		defer folder.Close() //nolint:errcheck // only read
+	}
+	work := s.lock
+	if s.work != nil {
+		work, temp = s.work, path.Base(temp)
+	}
+	err = retryInterrupted(func() error {
+		return unix.Renameat(int(work.Fd()), temp, int(folder.Fd()), path.Base(rel))
+	})
+	if err != nil {
+		return diskFailure(s.dir, &os.LinkError{Op: "rename", Old: tempName(rel), New: rel, Err: err})
+	}
 	return nil
+}
+
+// folder returns a directory below the destination, which it makes if need be,
+// and whether it is kept open for the next.
+func (s *store) folder(dir string) (*os.File, bool, error) {
+	if dir == "." {
+		return s.lock, true, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.folders[dir]; f != nil {
+		return f, true, nil
+	}
+	if err := s.root.MkdirAll(dir, dirMode); err != nil {
+		return nil, false, err
+	}
+	f, err := s.root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil || len(s.folders) >= mostFolders {
+		return f, false, err
+	}
+	if s.folders == nil {
+		s.folders = map[string]*os.File{}
+	}
+	s.folders[dir] = f
+	return f, true, nil
 }
 
 // prepare makes the working directory and removes gathering files in it that
@@ -201,6 +269,14 @@ func (s *store) prepare(keep *saved) error {
 	if err := s.root.MkdirAll(workDir, dirMode); err != nil {
 		return diskFailure(s.dir, err)
 	}
+	work, err := s.root.OpenFile(workDir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return diskFailure(s.dir, err)
+	}
+	if s.work != nil {
+		_ = s.work.Close()
+	}
+	s.work = work
 	known := map[string]bool{}
 	for rel := range keep.begun {
 		known[path.Base(tempName(rel))] = true

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // errStalled says that a connection stood still.
@@ -16,9 +17,11 @@ var errStalled = errors.New("no byte arrived in time")
 // what a killed process has to fetch again, at most, for each connection.
 const recordEvery = 4 * mebibyte
 
-// worker is one connection's state: a buffer and nothing that grows.
+// worker is one connection's state: a buffer, the connection itself, and nothing
+// that grows.
 type worker struct {
-	buf []byte
+	buf  []byte
+	line line
 }
 
 // fetchSpan brings the bytes of one span of f to disk, the first of them by a
@@ -55,7 +58,7 @@ func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span, b
 		if err != nil {
 			return err
 		}
-		at.note(0)
+		at.note(0, time.Now())
 	}
 	return nil
 }
@@ -84,6 +87,8 @@ func (a *attempts) failed(err error, some bool, fetched int64) {
 type cursor struct {
 	span
 	pending segment
+	// check is that of pending and of what came since.
+	check uint64
 	// unsent is what was written but not handed to the disk yet.
 	unsent span
 }
@@ -97,7 +102,7 @@ func (e *engine) stream(ctx context.Context, w *worker, f *file, at *flight, beg
 		if err != nil {
 			return err
 		}
-		if d, err = e.ask(ctx, f, at.span, t); err != nil {
+		if d, err = e.ask(ctx, w, f, at.span, t); err != nil {
 			return err
 		}
 	}
@@ -122,18 +127,26 @@ func (e *engine) stream(ctx context.Context, w *worker, f *file, at *flight, beg
 
 // fill reads until p is full or the body ends, so that one large write takes
 // the place of many small ones. The watchdog runs only here: a slow disk is not
-// a stalled connection. The flight, if there is one, takes note of what comes.
+// a stalled connection. The flight, if there is one, takes note of what comes,
+// and its check goes on while the bytes are still in the processor's cache.
 func (e *engine) fill(p []byte, d *download, at *flight) (int, error) {
 	defer d.watchdog.Stop()
 	d.watchdog.Reset(e.opts.Stall)
-	total := 0
+	total, wound := 0, time.Now()
 	for total < len(p) {
 		n, err := d.Read(p[total:])
 		if n > 0 {
 			total += n
 			e.progress.fetched.Add(int64(n))
-			d.watchdog.Reset(e.opts.Stall)
-			at.note(n)
+			now := time.Now()
+			if now.Sub(wound) > e.opts.Stall/16 { // winding it up costs more than a look at the clock
+				d.watchdog.Reset(e.opts.Stall)
+				wound = now
+			}
+			if at != nil {
+				at.note(n, now)
+				at.check = at.file.proof.crc.Update(at.check, p[total-n:total])
+			}
 		}
 		if errors.Is(err, io.EOF) {
 			return total, io.ErrUnexpectedEOF
@@ -150,7 +163,7 @@ func (e *engine) put(f *file, at *flight, p []byte) error {
 	if err := f.writeAt(p, at.off); err != nil {
 		return diskFailure(e.store.dir, err)
 	}
-	at.pending.crc = f.proof.crc.Update(at.pending.crc, p)
+	at.pending.crc = at.check
 	at.pending.n += int64(len(p))
 	at.off += int64(len(p))
 	at.n -= int64(len(p))
@@ -201,7 +214,7 @@ func (e *engine) flush(f *file, at *flight) error {
 		return nil
 	}
 	s := at.pending
-	at.pending = segment{span: span{off: at.off}}
+	at.pending, at.check = segment{span: span{off: at.off}}, 0
 	f.add(s)
 	if f.id == 0 {
 		return nil

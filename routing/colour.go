@@ -75,7 +75,7 @@ func headerMatch(header *v1alpha1.HeaderMark) map[string]any {
 }
 
 // CookieRegex returns a regular expression that fits a whole Cookie header with a cookie of exactly this name and value
-// in it, wherever it stands among others. Routes know headers only.
+// in it.
 func CookieRegex(name, value string) string {
-	return `^(.*;\s*)?` + regexp.QuoteMeta(name) + `=` + regexp.QuoteMeta(value) + `\s*(;.*)?$`
+	return cookieRegex(name, regexp.QuoteMeta(value))
 }

@@ -4,6 +4,7 @@ package routing
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -99,8 +100,8 @@ func parent(group, kind, name, namespace, routeNamespace string) map[string]any 
 // rulesOf returns a rule for each colour, and the split.
 func rulesOf(o Owned) ([]any, error) {
 	all := httpRouteMatches(o.Colours)
-	rules := make([]any, 0, len(o.Colours)+1)
-	total := 1
+	rules := make([]any, 0, len(o.Colours)+3)
+	total := 3
 	for i, colour := range o.Colours {
 		total += len(all[i])
 		if len(all[i]) > maxRuleMatches || total > maxMatches {
@@ -114,6 +115,47 @@ func rulesOf(o Owned) ([]any, error) {
 		}
 		rules = append(rules, map[string]any{"name": colour.RouteName(), "matches": all[i], "backendRefs": []any{to}})
 	}
+	sticky, err := stickyRules(o)
+	if err != nil {
+		return nil, err
+	}
+	split, err := splitRule(o)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(rules, sticky...), split), nil
+}
+
+// stickyRules returns the rules of the sessions of each side. They have one header each, like a colour at least, and
+// stand below the colours, which therefore go before.
+func stickyRules(o Owned) ([]any, error) {
+	if o.Sticky != nil && o.Sticky.Cookie != "" {
+		return nil, refuse(v1alpha1.ReasonUnsupportedByProvider,
+			"stickiness.cookie needs %d destinations in a rule, and an HTTPRoute may have 16; "+
+				"use stickiness.header, or provider VirtualService", cookieBuckets)
+	}
+	canary, stable := o.sessions()
+	if canary == "" {
+		return nil, nil
+	}
+	rules := make([]any, 0, 2)
+	for _, one := range []struct {
+		name, regex string
+		to          Destination
+	}{{stickyCanary, canary, o.Canary}, {stickyStable, stable, o.Stable}} {
+		to, err := backend(one.to, 100, o.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		header := map[string]any{"type": "RegularExpression", "name": o.Sticky.Header, "value": one.regex}
+		match := map[string]any{"path": everyPath(), "headers": []any{header}}
+		rules = append(rules, map[string]any{"name": one.name, "matches": []any{match}, "backendRefs": []any{to}})
+	}
+	return rules, nil
+}
+
+// splitRule returns the rule of all requests that no other rule takes.
+func splitRule(o Owned) (map[string]any, error) {
 	stable, err := backend(o.Stable, o.Weights.Stable, o.Namespace)
 	if err != nil {
 		return nil, err
@@ -122,9 +164,17 @@ func rulesOf(o Owned) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(rules, map[string]any{
+	rule := map[string]any{
 		"name": SplitRoute, "matches": []any{map[string]any{"path": everyPath()}}, "backendRefs": []any{stable, canary},
-	}), nil
+	}
+	if o.Shadow > 0 {
+		copies := maps.Clone(canary)
+		delete(copies, "weight")
+		rule["filters"] = []any{map[string]any{
+			"type": "RequestMirror", "requestMirror": map[string]any{"backendRef": copies, "percent": int64(o.Shadow)},
+		}}
+	}
+	return rule, nil
 }
 
 func everyPath() map[string]any { return map[string]any{"type": "PathPrefix", "value": "/"} }

@@ -79,6 +79,10 @@ type Owned struct {
 	Gateways []string
 	// Colours are the routes above the split, in their order.
 	Colours []Colour
+	// Sticky keeps sessions on their side, below the colours; nil for none.
+	Sticky *Stickiness
+	// Shadow is the share of the requests of the split of which the canary gets a copy, 0 to 100.
+	Shadow int32
 	// Stable and Canary are the two sides.
 	Stable, Canary Destination
 	// Weights are their shares.

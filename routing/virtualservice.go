@@ -38,7 +38,7 @@ func (virtualServices) RuleField() string { return "http" }
 // Render implements Provider. Both sides are always in the split with explicit weights that add up to 100, since Istio
 // sends everything to a lone destination, whatever its weight.
 func (virtualServices) Render(o Owned) (*unstructured.Unstructured, error) {
-	routes := make([]any, 0, len(o.Colours)+1)
+	routes := make([]any, 0, len(o.Colours)+3)
 	for _, colour := range o.Colours {
 		routes = append(routes, map[string]any{
 			"name":  colour.RouteName(),
@@ -46,15 +46,14 @@ func (virtualServices) Render(o Owned) (*unstructured.Unstructured, error) {
 			"route": []any{weighted(o.side(colour.To), 100)},
 		})
 	}
-	spec := map[string]any{
-		"http": append(routes, map[string]any{
-			"name": SplitRoute,
-			"route": []any{
-				weighted(o.Stable, o.Weights.Stable),
-				weighted(o.Canary, o.Weights.Canary),
-			},
-		}),
+	routes = append(routes, stickyRoutes(o)...)
+	split := map[string]any{"name": SplitRoute, "route": split(o)}
+	if o.Shadow > 0 {
+		split["mirrors"] = []any{map[string]any{
+			"destination": destination(o.Canary), "percentage": map[string]any{"value": int64(o.Shadow)},
+		}}
 	}
+	spec := map[string]any{"http": append(routes, split)}
 	if len(o.Hosts) > 0 {
 		spec["hosts"], spec["gateways"] = anySlice(o.Hosts), anySlice(o.gateways())
 	}
@@ -65,14 +64,48 @@ func (virtualServices) Render(o Owned) (*unstructured.Unstructured, error) {
 	return vs, nil
 }
 
-func weighted(to Destination, weight int32) map[string]any {
-	return map[string]any{
-		"destination": map[string]any{
-			"host": to.Host,
-			"port": map[string]any{"number": int64(to.Port)},
-		},
-		"weight": int64(weight),
+// stickyRoutes returns the routes of the sessions of each side.
+func stickyRoutes(o Owned) []any {
+	canary, stable := o.sessions()
+	if canary == "" {
+		return nil
 	}
+	route := func(name, regex string, to Destination) any {
+		headers := map[string]any{o.Sticky.header(): map[string]any{"regex": regex}}
+		return map[string]any{
+			"name": name, "match": []any{map[string]any{"headers": headers}}, "route": []any{weighted(to, 100)},
+		}
+	}
+	return []any{route(stickyCanary, canary, o.Canary), route(stickyStable, stable, o.Stable)}
+}
+
+// split returns the destinations of all requests that no other route takes. Where a cookie keeps sessions, there is one
+// for each bucket, which its answers put the session into.
+func split(o Owned) []any {
+	if canary, _ := o.sessions(); canary == "" || o.Sticky.Cookie == "" {
+		return []any{weighted(o.Stable, o.Weights.Stable), weighted(o.Canary, o.Weights.Canary)}
+	}
+	list := make([]any, cookieBuckets)
+	for bucket, canary := range o.Sticky.buckets(cookieBuckets, o.Weights.Canary, true) {
+		to := o.Stable
+		if canary {
+			to = o.Canary
+		}
+		entry := weighted(to, 1)
+		entry["headers"] = map[string]any{
+			"response": map[string]any{"add": map[string]any{"Set-Cookie": o.Sticky.setCookie(bucket)}},
+		}
+		list[bucket] = entry
+	}
+	return list
+}
+
+func weighted(to Destination, weight int32) map[string]any {
+	return map[string]any{"destination": destination(to), "weight": int64(weight)}
+}
+
+func destination(to Destination) map[string]any {
+	return map[string]any{"host": to.Host, "port": map[string]any{"number": int64(to.Port)}}
 }
 
 // Strangers implements Provider. Routes of other protocols would take traffic, and a delegate with hosts is none.

@@ -42,12 +42,9 @@ const (
 	ReasonInvalidColour = "InvalidColour"
 	// ReasonSidesAreOne says that both sides are the same pods, as after a variant has become the predictor.
 	ReasonSidesAreOne = "SidesAreOne"
-	// ReasonModelDivergence says that the two sides serve their model by different names.
-	ReasonModelDivergence = "ModelDivergence"
-	// ReasonModelsMatch says that the two sides serve their model by one name.
-	ReasonModelsMatch = "ModelsMatch"
-	// ReasonModelNameUnknown says that a side does not tell by which name it serves its model.
-	ReasonModelNameUnknown = "ModelNameUnknown"
+	// ReasonModelNamesDiffer says that the two sides serve models of different names, so that what is asked of one is not
+	// found on the other.
+	ReasonModelNamesDiffer = "ModelNamesDiffer"
 	// ReasonWeightsChanged is that of the event that tells new weights.
 	ReasonWeightsChanged = "WeightsChanged"
 )
@@ -60,8 +57,10 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
-// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || (has(self.stable.variant) ? self.stable.variant : ”) != (has(self.canary.variant) ? self.canary.variant : ”)",message="stable and canary must be two different InferenceServices, or two variants of one"
+// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || has(self.stable.variant) != has(self.canary.variant) || (has(self.stable.variant) && self.stable.variant != self.canary.variant)",message="stable and canary must be two different InferenceServices, or two variants of one"
 // +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
+// +kubebuilder:validation:XValidation:rule="!has(self.stickiness) || self.routing.mode != 'Adopt'",message="stickiness needs a route of Outrigger's own; use mode Owned or Delegate"
+// +kubebuilder:validation:XValidation:rule="!has(self.shadow) || self.routing.mode != 'Adopt'",message="shadow needs a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.strategy) || self.canaryPercent == 0",message="canaryPercent and strategy exclude each other: remove one of the two"
 // +kubebuilder:validation:XValidation:rule="!has(self.suspend) || !self.suspend || has(self.strategy)",message="suspend stops the steps of a strategy; without one, traffic moves only when canaryPercent is edited"
 // +kubebuilder:validation:XValidation:rule="!has(self.analysis) || has(self.strategy)",message="analysis belongs to the steps of a strategy; add strategy"
@@ -76,13 +75,6 @@ type CanaryRolloutSpec struct {
 	// +required
 	Canary RolloutSide `json:"canary"`
 
-	// modelName is the name by which both sides must serve their model, since it is part of each request. A side that is
-	// known to serve another keeps the rollout from routing. When unset, the condition ModelCompatible only tells.
-	// +optional
-	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=253
-	ModelName string `json:"modelName,omitempty"`
-
 	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
 	// the canary is not ready it gets none, whatever is asked.
 	// +optional
@@ -90,6 +82,14 @@ type CanaryRolloutSpec struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
 	CanaryPercent int32 `json:"canaryPercent"`
+
+	// modelNames is Same or Any. The name of a model is in the path or the body of each request, so a canary that serves
+	// its model by another name than stable answers with an error and gets no traffic. The names are read from the
+	// arguments of the pods; pods that do not tell are not compared. Any compares none: choose it when a model server knows
+	// more names than its arguments tell.
+	// +optional
+	// +kubebuilder:default=Same
+	ModelNames ModelNames `json:"modelNames,omitempty"`
 
 	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
 	// +optional
@@ -127,10 +127,87 @@ type CanaryRolloutSpec struct {
 	// +kubebuilder:validation:MaxItems=8
 	Colours []Colour `json:"colours,omitempty"`
 
+	// stickiness keeps each session on one side. The canary's share of sessions is its weight, whatever weights came
+	// before: more weight only adds sessions to those that it has. Not in mode Adopt.
+	// +optional
+	Stickiness *RolloutStickiness `json:"stickiness,omitempty"`
+
+	// shadow gives the canary copies of requests, whose answers nobody sees, until it gets a share of its own. Not in mode
+	// Adopt.
+	// +optional
+	Shadow *RolloutShadow `json:"shadow,omitempty"`
+
 	// routing says through which route the traffic flows.
 	// +optional
 	// +kubebuilder:default={mode: Owned}
 	Routing RolloutRouting `json:"routing,omitzero"`
+}
+
+// ModelNames says whether the sides must serve their models by the same name.
+//
+// +enum
+// +kubebuilder:validation:Enum=Same;Any
+type ModelNames string
+
+// Values of ModelNames.
+const (
+	// ModelNamesSame gives no traffic to a canary whose model has another name.
+	ModelNamesSame ModelNames = "Same"
+	// ModelNamesAny compares no names.
+	ModelNamesAny ModelNames = "Any"
+)
+
+// RolloutStickiness says how a session is known. Requests that are not known are shared like all others.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.cookie) != has(self.header)",message="give a cookie or a header, one of the two"
+type RolloutStickiness struct {
+	// cookie has the route give each session a cookie. Needs provider VirtualService.
+	// +optional
+	Cookie *SessionCookie `json:"cookie,omitempty"`
+
+	// header is one that clients send with each request of a session.
+	// +optional
+	Header *SessionHeader `json:"header,omitempty"`
+}
+
+// SessionCookie is a cookie that the route sets in answers, and by which it knows the session later.
+type SessionCookie struct {
+	// name is the cookie's name. It must be used for nothing else.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[-A-Za-z0-9_.]+$`
+	Name string `json:"name"`
+
+	// ttl is how long a session lasts from its first answer, 1s to 720h; after it the session is drawn anew.
+	// +optional
+	// +kubebuilder:default="1h"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('720h')",message="ttl must be between 1s and 720h"
+	TTL metav1.Duration `json:"ttl,omitempty"`
+}
+
+// SessionHeader is a header with an identifier of the session that ends in two random hexadecimal digits, such as a
+// UUID. They decide the side.
+//
+// +kubebuilder:validation:XValidation:rule="!(self.name in ['cookie', 'uri', 'scheme', 'method', 'authority', 'host'])",message="name must be a header of its own: use cookie for cookies; uri, scheme, method, authority and host are none"
+type SessionHeader struct {
+	// name is the header's name in lower case.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+}
+
+// RolloutShadow bounds the copies that the canary gets.
+type RolloutShadow struct {
+	// percent is the share of requests that are copied, 1 to 100. Fewer are when the canary has fewer ready pods than this
+	// share of stable's, so that none of them gets more than one of stable's does; status.shadowPercent tells.
+	// +optional
+	// +kubebuilder:default=10
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=100
+	Percent int32 `json:"percent,omitempty"`
 }
 
 // Colour sends requests that carry a mark to one side.
@@ -462,7 +539,7 @@ type HTTPRouteReference struct {
 
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatus struct {
-	// conditions are Ready, RouteApplied, Stalled and ModelCompatible; with a strategy Progressing, with an analysis AnalysisHealthy, with a
+	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, with a
 	// warm-up Warmed, and after a foreign change of the route DriftDetected.
 	// +optional
 	// +listType=map
@@ -506,6 +583,10 @@ type CanaryRolloutStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=16384
 	Plan string `json:"plan,omitempty"`
+
+	// shadowPercent is the share of requests of which the canary gets a copy now, 0 to 100.
+	// +optional
+	ShadowPercent int32 `json:"shadowPercent,omitempty"`
 
 	// drift tells of foreign changes of the route, as long as they matter.
 	// +optional

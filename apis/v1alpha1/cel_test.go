@@ -546,12 +546,6 @@ var rules = map[string]struct {
 		refused: "{stable: {inferenceService: a, variant: b}, canary: {inferenceService: a, variant: b}}",
 		wants:   "must be two different InferenceServices, or two variants of one",
 	},
-	"a model's name is not empty": {
-		kind:      "CanaryRollout",
-		taken:     sides + ", modelName: m}",
-		refused:   sides + `, modelName: ""}`,
-		wantField: "spec.modelName",
-	},
 	"dryRun is not for strategies": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", dryRun: true}}",

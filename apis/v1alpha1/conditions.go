@@ -25,9 +25,6 @@ const (
 	// ConditionDriftDetected is True while a CanaryRollout remembers that somebody else changed its route, and not there
 	// otherwise.
 	ConditionDriftDetected = "DriftDetected"
-	// ConditionModelCompatible is True when both sides of a CanaryRollout serve their model by the same name, False when
-	// they do not, and Unknown when an InferenceService does not tell.
-	ConditionModelCompatible = "ModelCompatible"
 	// ConditionRouteApplied is True when the route of a CanaryRollout carries the wanted weights.
 	ConditionRouteApplied = "RouteApplied"
 )

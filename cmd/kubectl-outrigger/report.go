@@ -102,9 +102,7 @@ func reportOf(r *v1alpha1.CanaryRollout) report {
 		out.Stable.Applied, out.Canary.Applied = &w.Stable, &w.Canary
 	}
 	out.Phase, out.Drift, out.Verdicts, out.MaxSafe = phaseOf(r), driftOf(r), s.Verdicts, s.MaxSafePercent
-	for _, kind := range []string{
-		v1alpha1.ConditionWarmed, v1alpha1.ConditionAnalysisHealthy, v1alpha1.ConditionModelCompatible,
-	} {
+	for _, kind := range []string{v1alpha1.ConditionWarmed, v1alpha1.ConditionAnalysisHealthy} {
 		if meta.IsStatusConditionFalse(s.Conditions, kind) {
 			out.Notes = append(out.Notes, meta.FindStatusCondition(s.Conditions, kind).Message)
 		}

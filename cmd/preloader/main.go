@@ -5,7 +5,7 @@
 //
 // Exit codes: 0 done; 1 try again; 64 usage; 65 bytes that do not match; 66 not
 // found; 69 endpoint unavailable; 73 no space or not writable; 77 access denied;
-// 78 configuration; 130 and 143 stopped by a signal.
+// 78 configuration; 80 a GPU that is not fit for work, if asked; 130 and 143 stopped by a signal.
 package main
 
 import (
@@ -23,10 +23,8 @@ func main() {
 	syscall.Umask(0o022)
 	// The bytes never touch the heap, so it can be kept small.
 	debug.SetGCPercent(50)
-	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	go func() { cancel(&preloader.StoppedError{Signal: <-signals}) }()
 	command := preloader.Command{Args: os.Args[1:], Getenv: os.Getenv, Stdout: os.Stdout, Stderr: os.Stderr}
-	os.Exit(int(command.Run(ctx)))
+	os.Exit(int(command.RunUntil(context.Background(), signals)))
 }

@@ -4,13 +4,17 @@ package canaryrollout_test
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -219,9 +223,111 @@ func TestTrafficFollows(t *testing.T) {
 		t.Errorf("%d calls failed: %v %v", failed, caller.err, red.err)
 	}
 
+	do(t, w, edit(`{"spec":{"colours":null,"stickiness":{"header":{"name":"x-session-id"}}}}`), percent(30))
+	caller.await(t, "v2", 30, 9)
+	byHeader := sessionsOf(t, caller, 256, func(n int) []string { return []string{"x-session-id", fmt.Sprintf("a7-%02x", n)} })
+	do(t, w, edit(`{"spec":{"stickiness":{"header":null,"cookie":{"name":"digits"}}}}`))
+	caller.await(t, "v2", 30, 9)
+	awaitSetCookie(t, bed.XDSAddress(), w.Namespace)
+	byCookie := sessionsOf(t, caller, 100, func(n int) []string { return []string{"cookie", fmt.Sprintf("a=b; digits=%02d", n)} })
+	if byHeader != 77 || byCookie != 30 {
+		t.Errorf("at 30 percent the canary has %d of 256 sessions by header and %d of 100 by cookie", byHeader, byCookie)
+	}
+	if got := caller.share(t.Context(), 4000, "v2"); math.Abs(got-30) > 3 {
+		t.Errorf("the canary gets %.1f percent of 4000 calls without a session, want 30", got)
+	}
+
+	do(t, w, edit(`{"spec":{"stickiness":null,"shadow":{"percent":20}}}`), percent(0))
+	caller.await(t, "v2", 0, 0)
+	mirrors := awaitRoute(t, bed.XDSAddress(), w.Namespace, "a mirror", func(route *routev3.Route) bool {
+		return len(route.GetRoute().GetRequestMirrorPolicies()) == 1
+	}).GetRoute().GetRequestMirrorPolicies()
+	if share := mirrors[0].GetRuntimeFraction().GetDefaultValue(); !strings.Contains(mirrors[0].GetCluster(), "v2-predictor") ||
+		share.GetNumerator()*100 != 20*denominator(share.GetDenominator()) {
+		t.Errorf("istiod sends the mirror %v, want 20 percent to v2", mirrors[0])
+	}
+
 	do(t, w, edit(`{"spec":{"routing":{"mode":"Delegate"}}}`), percent(50), front)
 	front := dialMesh(t, bed.XDSAddress(), w.Namespace, "front."+w.Namespace+".svc.cluster.local:80")
 	front.await(t, "v2", 50, 9)
+}
+
+// sessionsOf counts the sessions that the canary v2 answers. Each makes several calls and must find one side only.
+func sessionsOf(t *testing.T, c *meshClient, n int, header func(int) []string) int {
+	t.Helper()
+	// The client may be a moment behind with the rules of sessions.
+	for deadline := time.Now().Add(within); ; {
+		if share := c.with(header(0)...).share(t.Context(), 50, "v2"); share == 0 || share == 100 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %s the session %q still finds both sides", within, header(0))
+		}
+	}
+	count := 0
+	for session := range n {
+		switch share := c.with(header(session)...).share(t.Context(), 4, "v2"); share {
+		case 100:
+			count++
+		case 0:
+		default:
+			t.Errorf("the session %q finds v2 in %.0f percent of its calls", header(session), share)
+		}
+	}
+	return count
+}
+
+// awaitRoute waits until istiod sends a proxy a route of the rollout's host that is as wanted. It sees what callers that
+// obey less than a proxy, as those of gRPC do, leave out.
+func awaitRoute(
+	t *testing.T, xdsAddress, namespace, what string, wanted func(*routev3.Route) bool,
+) (found *routev3.Route) {
+	t.Helper()
+	host := name + "." + namespace + ".svc.cluster.local:80"
+	deadline := time.Now().Add(within)
+	for found == nil {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %s istiod still sends no %s", within, what)
+		}
+		hosts, err := mesh.Routes(t.Context(), xdsAddress, "10.0.0.9", namespace, "80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, one := range hosts {
+			if one.GetName() != host {
+				continue
+			}
+			for _, route := range one.GetRoutes() {
+				if wanted(route) {
+					found = route
+				}
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return found
+}
+
+// awaitSetCookie waits until istiod tells proxies to give each new session a cookie.
+func awaitSetCookie(t *testing.T, xdsAddress, namespace string) {
+	t.Helper()
+	awaitRoute(t, xdsAddress, namespace, "cookies of new sessions", func(route *routev3.Route) bool {
+		clusters := route.GetRoute().GetWeightedClusters().GetClusters()
+		for _, one := range clusters {
+			if added := one.GetResponseHeadersToAdd(); len(added) != 1 || added[0].GetHeader().GetKey() != "Set-Cookie" ||
+				!strings.HasPrefix(added[0].GetHeader().GetValue(), "digits=") {
+				return false
+			}
+		}
+		return len(clusters) == 100
+	})
+}
+
+func denominator(of typev3.FractionalPercent_DenominatorType) uint32 {
+	return map[typev3.FractionalPercent_DenominatorType]uint32{
+		typev3.FractionalPercent_HUNDRED: 100, typev3.FractionalPercent_TEN_THOUSAND: 10_000,
+		typev3.FractionalPercent_MILLION: 1_000_000,
+	}[of]
 }
 
 // front makes a Service and a VirtualService of the user's for it, which delegates to the rollout's.
@@ -315,6 +421,24 @@ func TestTrafficFollowsHTTPRoutes(t *testing.T) {
 	if got := caller.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
 		t.Errorf("with the cookie: %.1f percent reach stable, want all", got)
 	}
+	do(
+		t,
+		w,
+		edit(`{"spec":{"colours":null,"stickiness":{"header":{"name":"x-session-id"}},"shadow":{"percent":20}}}`),
+		percent(30),
+	)
+	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+	caller.await(t, "v2", 30, 9)
+	if got := sessionsOf(t, caller, 256, func(n int) []string {
+		return []string{"x-session-id", fmt.Sprintf("a7-%02x", n)}
+	}); got != 77 {
+		t.Errorf("at 30 percent the canary has %d of 256 sessions", got)
+	}
+	do(t, w, percent(0))
+	awaitRoute(t, bed.XDSAddress(), w.Namespace, "a mirror", func(route *routev3.Route) bool {
+		mirrors := route.GetRoute().GetRequestMirrorPolicies()
+		return len(mirrors) == 1 && strings.Contains(mirrors[0].GetCluster(), "v2-predictor")
+	})
 	// From one kind of route to the other, and not a call is lost.
 	do(t, w, percent(50), edit(`{"spec":{"routing":{"provider":"VirtualService"}}}`))
 	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)

@@ -23,7 +23,7 @@ import (
 // +kubebuilder:rbac:groups=networking.istio.io,resources=virtualservices,verbs=get;list;watch
 // +kubebuilder:rbac:groups=gateway.networking.k8s.io,resources=httproutes,verbs=get;list;watch
 // +kubebuilder:rbac:groups=discovery.k8s.io,resources=endpointslices,verbs=get;list;watch
-// +kubebuilder:rbac:groups="",resources=services,verbs=get;list;watch
+// +kubebuilder:rbac:groups="",resources=services;pods,verbs=get;list;watch
 
 func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollout) (observed, error) {
 	seen := observed{now: r.clock.Now()}
@@ -105,12 +105,13 @@ func (r *Reconciler) side(
 	}
 	one.exists = isvc.DeletionTimestamp == nil && kserve.HasVariant(&isvc, of.Variant)
 	one.supported, one.entry = kserve.UsesServices(&isvc), kserve.EntryOf(&isvc, of.Variant)
-	one.model = kserve.ModelName(&isvc, of.Variant)
 	if one.revision, err = kserve.RevisionOf(&isvc, of.Variant); err != nil {
 		return side{}, err
 	}
 	if one.exists && one.supported {
-		err = r.observeEndpoints(ctx, rollout.Namespace, &one)
+		if err = r.observeEndpoints(ctx, rollout.Namespace, &one); err == nil {
+			one.models, err = r.models(ctx, rollout.Namespace, one.entry)
+		}
 	}
 	return one, err
 }
@@ -137,6 +138,24 @@ func (r *Reconciler) observeEndpoints(ctx context.Context, namespace string, one
 	one.pods, one.ill = podsOf(found.Items)
 	one.ready = int32(len(one.pods)) //nolint:gosec // no Service has that many.
 	return nil
+}
+
+// models returns the names of the models of all pods that are to stay: while an update goes on, of both kinds.
+func (r *Reconciler) models(ctx context.Context, namespace string, entry kserve.Entry) ([]string, error) {
+	var pods corev1.PodList
+	err := r.client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(entry.Selector),
+		client.UnsafeDisableDeepCopy)
+	if err != nil {
+		return nil, fmt.Errorf("listing pods of Service %q: %w", entry.Service, err)
+	}
+	var names []string
+	for i := range pods.Items {
+		if pods.Items[i].DeletionTimestamp == nil {
+			names = append(names, kserve.ModelNames(&pods.Items[i])...)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // podsOf returns the ready endpoints of a Service's slices by their addresses, and how many are to stay and are not

@@ -5,6 +5,8 @@ package canaryrollout
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -64,10 +66,10 @@ type side struct {
 	ready, ill int32
 	// pods are the ready ones.
 	pods []Pod
+	// models are the names by which its pods know their models, sorted; none if they do not tell.
+	models []string
 	// revision tells what it is from what it may be later.
 	revision v1alpha1.CanaryRevision
-	// model is the name by which it says that it serves its model, "" if it does not say.
-	model string
 }
 
 // plan is what to make true.
@@ -81,8 +83,12 @@ type plan struct {
 	needed int32
 	// warmth is how far the canary's pods are with their warm-up.
 	warmth Warmth
+	// unfit says why the canary, although its pods are ready, may not have traffic; empty if it may.
+	unfit string
 	// colours are those in force, in their order.
 	colours []routing.Colour
+	// shadow is the share of requests of which the canary gets a copy, 0 to 100.
+	shadow int32
 	// host is where clients find the route, empty if nowhere.
 	host string
 	// unbound says why no client finds the route that is planned, empty if one can.
@@ -110,8 +116,6 @@ type plan struct {
 	wake time.Duration
 	// held says why the route is left as it is, and heldReason is the reason; both are empty if it is not.
 	held, heldReason string
-	// compatible tells whether both sides serve their model by one name.
-	compatible status.Condition
 	// stalled says what the user must change, nil if nothing.
 	stalled error
 }
@@ -127,7 +131,7 @@ func (p plan) routes() bool {
 // and held when a side that is not in the route yet has still to come up, so that an edit which names a side that does
 // not exist never takes traffic from one that does.
 func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
-	p := plan{desired: routing.Desired(seen.asked), provider: seen.provider.Name(), compatible: compatibility(rollout, seen)}
+	p := plan{desired: routing.Desired(seen.asked), provider: seen.provider.Name()}
 	p.bind(rollout, seen)
 	if p.stalled = refusal(rollout, seen); p.stalled != nil {
 		if withdrawn(seen) {
@@ -138,12 +142,19 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 		}
 		return p
 	}
-	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, seen.canary.ready)
+	canaryReady := seen.canary.ready
+	if p.unfit = unfit(rollout, seen); p.unfit != "" {
+		canaryReady = 0
+	}
+	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, canaryReady)
 	p.limit(rollout, seen)
 	var err error
-	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, seen.canary.ready); err != nil {
+	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, canaryReady); err != nil {
 		p.stalled = refused(err)
 		return p
+	}
+	if shadow := rollout.Spec.Shadow; shadow != nil {
+		p.shadow = routing.Shadow(shadow.Percent, p.weights, seen.stable.ready, canaryReady)
 	}
 	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
 		p.adopt(rollout, seen)
@@ -174,6 +185,18 @@ func (p *plan) limit(rollout *v1alpha1.CanaryRollout, seen observed) {
 	most, why := routing.MaxSafe(policy, p.needed, pods, has)
 	p.most = &most
 	p.weights, p.outcome = routing.Limit(p.weights, p.outcome, most, why)
+}
+
+// unfit says why the canary cannot stand in for stable, empty if it can.
+func unfit(rollout *v1alpha1.CanaryRollout, seen observed) string {
+	stable, canary := seen.stable.models, seen.canary.models
+	common := slices.ContainsFunc(stable, func(name string) bool { return slices.Contains(canary, name) })
+	if rollout.Spec.ModelNames == v1alpha1.ModelNamesAny || len(stable) == 0 || len(canary) == 0 || common {
+		return ""
+	}
+	return fmt.Sprintf("%s serves the model %q and %s the model %q, so that requests for one are not found on the other: give "+
+		"both the same --model_name, or set modelNames to Any if their servers know more names than their arguments tell.",
+		seen.stable.name, strings.Join(stable, ", "), seen.canary.name, strings.Join(canary, ", "))
 }
 
 // bind finds out where clients find the route.
@@ -224,51 +247,7 @@ func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
 			"%s and %s are the same pods, those of Service %q; name another canary, or delete the rollout",
 			seen.stable.name, seen.canary.name, seen.stable.entry.Service)
 	}
-	return divergence(rollout, seen)
-}
-
-// divergence returns why a side cannot take the requests, which name their model, nil if nothing is known against it.
-func divergence(rollout *v1alpha1.CanaryRollout, seen observed) error {
-	for _, one := range []side{seen.stable, seen.canary} {
-		if asked := rollout.Spec.ModelName; asked != "" && one.model != "" && one.model != asked {
-			return status.Stalledf(
-				v1alpha1.ReasonModelDivergence,
-				"InferenceService %q serves its model as %q, and modelName is %q; make the two alike, such as by the argument --model_name",
-				one.name,
-				one.model,
-				asked,
-			)
-		}
-	}
 	return nil
-}
-
-// compatibility tells whether both sides serve their model by one name. Without a word to the contrary a runtime takes
-// the name of the InferenceService, which variants share.
-func compatibility(rollout *v1alpha1.CanaryRollout, seen observed) status.Condition {
-	c := status.Condition{
-		Type: v1alpha1.ConditionModelCompatible, Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonModelNameUnknown,
-	}
-	stable, canary := seen.stable, seen.canary
-	shared := rollout.Spec.Stable.InferenceService == rollout.Spec.Canary.InferenceService
-	switch {
-	case !stable.exists || !canary.exists:
-		c.Message = "One of the two sides does not exist."
-	case stable.model != "" && canary.model != "" && stable.model != canary.model:
-		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonModelDivergence
-		c.Message = fmt.Sprintf("%s serves its model as %q, %s as %q: requests that name one of them fail at the other side. "+
-			"Give both the same name, such as by the argument --model_name.", stable.name, stable.model, canary.name, canary.model)
-	case stable.model != "" && stable.model == canary.model:
-		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonModelsMatch
-		c.Message = fmt.Sprintf("Both sides serve their model as %q.", stable.model)
-	case stable.model == canary.model && shared:
-		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonModelsMatch
-		c.Message = "Both sides are variants of one InferenceService, by whose name they serve their model."
-	default:
-		c.Message = "It is not known whether both sides serve their model by one name. Most runtimes take the InferenceService's, " +
-			"which differs; give both the same, such as by the argument --model_name."
-	}
-	return c
 }
 
 // withdrawn reports whether a rollout lost its host to one whose own route is in place: of two routes the older one is
@@ -308,7 +287,8 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	}
 	route := routing.Owned{
 		Name: rollout.Name, Namespace: rollout.Namespace,
-		Colours: p.colours, Stable: stable, Canary: canary, Weights: p.weights,
+		Colours: p.colours, Sticky: routing.Sticky(rollout.Spec), Shadow: p.shadow,
+		Stable: stable, Canary: canary, Weights: p.weights,
 	}
 	delegate := rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate
 	if !delegate {

@@ -86,7 +86,7 @@ func (r *Reconciler) tellPlan(ctx context.Context, rollout *v1alpha1.CanaryRollo
 	status.Set(&s.Conditions, rollout.Generation,
 		failed(v1alpha1.ConditionReady, v1alpha1.ReasonDryRun, message),
 		failed(v1alpha1.ConditionRouteApplied, v1alpha1.ReasonDryRun, message),
-		status.StalledCondition(p.stalled), p.compatible)
+		status.StalledCondition(p.stalled))
 	show(after)
 	return status.Result(p.wake, r.reporter.Report(ctx, rollout, after, conditionsOf))
 }

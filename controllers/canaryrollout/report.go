@@ -33,6 +33,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	}
 	if err == nil && p.routes() && p.acceptance.Accepted {
 		s.RolloutProgress = settled(&s, p, now)
+		s.ShadowPercent = p.shadow
 	}
 	setProgressing(&s, rollout.Generation)
 	setAnalysisHealthy(&s, rollout.Spec.Analysis, rollout.Generation)
@@ -48,7 +49,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 		ready = failed(v1alpha1.ConditionReady, v1alpha1.ReasonRouteNotWritten, message)
 		applied = failed(v1alpha1.ConditionRouteApplied, v1alpha1.ReasonRouteNotWritten, message)
 	}
-	status.Set(&s.Conditions, rollout.Generation, ready, applied, stalled, p.compatible)
+	status.Set(&s.Conditions, rollout.Generation, ready, applied, stalled)
 	setDrift(&s, rollout, p, err)
 	return s
 }
@@ -91,6 +92,9 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	case !p.acceptance.Accepted:
 		reason, message := pending(p)
 		return failed(v1alpha1.ConditionReady, reason, message)
+	case p.unfit != "" && (p.desired.Canary > 0 || p.outcome == routing.OutcomeNoneReady):
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonModelNamesDiffer, fmt.Sprintf(
+			"%s gets nothing of the %d percent asked: %s", canary, p.desired.Canary, p.unfit))
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
 			"InferenceService %q has no ready pod, so it gets nothing of the %d percent asked.", canary, p.desired.Canary))

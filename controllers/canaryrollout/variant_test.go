@@ -69,7 +69,6 @@ func TestVariantsAsSides(t *testing.T) {
 	settle(t, w, r)
 	wantWeights(t, w, "v1=70 v1=30 ")
 	wantReady(t, w)
-	wantCondition(t, w, name, v1alpha1.ConditionModelCompatible, metav1.ConditionTrue, v1alpha1.ReasonModelsMatch)
 
 	// What is not there gets nothing.
 	do(t, w, edit(`{"spec":{"canary":{"variant":"other"}}}`))
@@ -84,41 +83,4 @@ func TestVariantsAsSides(t *testing.T) {
 	settle(t, w, r)
 	wantWeights(t, w, "v1=0 v1=100 ")
 	wantStalled(t, w, name, v1alpha1.ReasonSidesAreOne)
-}
-
-// TestModelNames: two sides that are known to serve their model by different names are told of, and refused if the user
-// says which name it must be.
-func TestModelNames(t *testing.T) {
-	w := newWorld(t)
-	r := newReconciler(w.Client, w)
-	named := func(isvc, name string) faults.Step {
-		return kserveSpec(isvc, "{predictor: {model: {modelFormat: {name: pytorch}, args: [--model_name="+name+"]}}}")
-	}
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), percent(20))
-	for _, step := range []struct {
-		when       string
-		do         faults.Step
-		wantStatus metav1.ConditionStatus
-		wantReason string
-	}{
-		{"nobody says", percent(20), metav1.ConditionUnknown, v1alpha1.ReasonModelNameUnknown},
-		{"one says", named("v1", "digits"), metav1.ConditionUnknown, v1alpha1.ReasonModelNameUnknown},
-		{"both say the same", named("v2", "digits"), metav1.ConditionTrue, v1alpha1.ReasonModelsMatch},
-		{"they differ", named("v2", "digits-v2"), metav1.ConditionFalse, v1alpha1.ReasonModelDivergence},
-	} {
-		do(t, w, step.do)
-		settle(t, w, r)
-		t.Log("when", step.when)
-		wantCondition(t, w, name, v1alpha1.ConditionModelCompatible, step.wantStatus, step.wantReason)
-		wantReady(t, w)
-		wantWeights(t, w, "v1=80 v2=20 ")
-	}
-	do(t, w, edit(`{"spec":{"modelName":"digits","canaryPercent":50}}`))
-	settle(t, w, r)
-	wantStalled(t, w, name, v1alpha1.ReasonModelDivergence)
-	wantWeights(t, w, "v1=80 v2=20 ")
-	do(t, w, named("v2", "digits"))
-	settle(t, w, r)
-	wantReady(t, w)
-	wantWeights(t, w, "v1=50 v2=50 ")
 }

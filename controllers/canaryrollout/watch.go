@@ -73,6 +73,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Owns(&corev1.Service{}).
 		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&kserve.InferenceService{}, r.waking(byInferenceService), builder.WithPredicates(changed(readOfInferenceService))).
+		Watches(&corev1.Pod{}, r.waking(byLabel), builder.WithPredicates(changed(readOfPod))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
 		WatchesRawSource(source.Kind[client.Object](
@@ -251,6 +252,14 @@ func readOfInferenceService(object client.Object) any {
 		return nil
 	}
 	return []any{kserve.EntryOf(isvc, ""), kserve.UsesServices(isvc), isvc.DeletionTimestamp == nil, isvc.UID, isvc.Generation}
+}
+
+func readOfPod(object client.Object) any {
+	pod, ok := object.(*corev1.Pod)
+	if !ok {
+		return nil
+	}
+	return []any{kserve.ModelNames(pod), pod.DeletionTimestamp == nil}
 }
 
 func readOfService(object client.Object) any {

@@ -39,6 +39,12 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, produce("go", "build", "-o", path, "serverless.xyz/outrigger/cmd/preloader-gpu")
 })
 
+// preloaderProgram builds the preloader beside the program.
+var preloaderProgram = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(folder, "preloader")
+	return path, produce("go", "build", "-o", path, "serverless.xyz/outrigger/cmd/preloader")
+})
+
 // fakes builds the fakes. The folder is the value.
 var fakes = sync.OnceValues(func() (string, error) {
 	dir := filepath.Join(folder, "fakes")

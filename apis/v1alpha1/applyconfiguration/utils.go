@@ -92,18 +92,26 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.RolloutProgressApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutRouting"):
 		return &apisv1alpha1.RolloutRoutingApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutShadow"):
+		return &apisv1alpha1.RolloutShadowApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutSide"):
 		return &apisv1alpha1.RolloutSideApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStep"):
 		return &apisv1alpha1.RolloutStepApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStepStatus"):
 		return &apisv1alpha1.RolloutStepStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStickiness"):
+		return &apisv1alpha1.RolloutStickinessApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStrategy"):
 		return &apisv1alpha1.RolloutStrategyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutWarmup"):
 		return &apisv1alpha1.RolloutWarmupApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutWeights"):
 		return &apisv1alpha1.RolloutWeightsApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("SessionCookie"):
+		return &apisv1alpha1.SessionCookieApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("SessionHeader"):
+		return &apisv1alpha1.SessionHeaderApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ShareQuery"):
 		return &apisv1alpha1.ShareQueryApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SidecarPolicy"):

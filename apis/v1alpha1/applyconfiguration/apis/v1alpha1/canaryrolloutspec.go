@@ -2,6 +2,10 @@
 
 package v1alpha1
 
+import (
+	apisv1alpha1 "serverless.xyz/outrigger/apis/v1alpha1"
+)
+
 // CanaryRolloutSpecApplyConfiguration represents a declarative configuration of the CanaryRolloutSpec type for use
 // with apply.
 //
@@ -11,12 +15,14 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	Stable *RolloutSideApplyConfiguration `json:"stable,omitempty"`
 	// canary is the side that the rollout moves traffic to.
 	Canary *RolloutSideApplyConfiguration `json:"canary,omitempty"`
-	// modelName is the name by which both sides must serve their model, since it is part of each request. A side that is
-	// known to serve another keeps the rollout from routing. When unset, the condition ModelCompatible only tells.
-	ModelName *string `json:"modelName,omitempty"`
 	// canaryPercent is the share of requests that the canary gets, 0 to 100. Editing it moves traffic at once. While
 	// the canary is not ready it gets none, whatever is asked.
 	CanaryPercent *int32 `json:"canaryPercent,omitempty"`
+	// modelNames is Same or Any. The name of a model is in the path or the body of each request, so a canary that serves
+	// its model by another name than stable answers with an error and gets no traffic. The names are read from the
+	// arguments of the pods; pods that do not tell are not compared. Any compares none: choose it when a model server knows
+	// more names than its arguments tell.
+	ModelNames *apisv1alpha1.ModelNames `json:"modelNames,omitempty"`
 	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
 	Strategy *RolloutStrategyApplyConfiguration `json:"strategy,omitempty"`
 	// analysis proves by metrics that the canary is not worse than is tolerated, in every step of a strategy.
@@ -35,6 +41,12 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
 	Colours []ColourApplyConfiguration `json:"colours,omitempty"`
+	// stickiness keeps each session on one side. The canary's share of sessions is its weight, whatever weights came
+	// before: more weight only adds sessions to those that it has. Not in mode Adopt.
+	Stickiness *RolloutStickinessApplyConfiguration `json:"stickiness,omitempty"`
+	// shadow gives the canary copies of requests, whose answers nobody sees, until it gets a share of its own. Not in mode
+	// Adopt.
+	Shadow *RolloutShadowApplyConfiguration `json:"shadow,omitempty"`
 	// routing says through which route the traffic flows.
 	Routing *RolloutRoutingApplyConfiguration `json:"routing,omitempty"`
 }
@@ -61,19 +73,19 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithCanary(value *RolloutSideApply
 	return b
 }
 
-// WithModelName sets the ModelName field in the declarative configuration to the given value
-// and returns the receiver, so that objects can be built by chaining "With" function invocations.
-// If called multiple times, the ModelName field is set to the value of the last call.
-func (b *CanaryRolloutSpecApplyConfiguration) WithModelName(value string) *CanaryRolloutSpecApplyConfiguration {
-	b.ModelName = &value
-	return b
-}
-
 // WithCanaryPercent sets the CanaryPercent field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the CanaryPercent field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithCanaryPercent(value int32) *CanaryRolloutSpecApplyConfiguration {
 	b.CanaryPercent = &value
+	return b
+}
+
+// WithModelNames sets the ModelNames field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ModelNames field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithModelNames(value apisv1alpha1.ModelNames) *CanaryRolloutSpecApplyConfiguration {
+	b.ModelNames = &value
 	return b
 }
 
@@ -135,6 +147,22 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithColours(values ...*ColourApply
 		}
 		b.Colours = append(b.Colours, *values[i])
 	}
+	return b
+}
+
+// WithStickiness sets the Stickiness field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Stickiness field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithStickiness(value *RolloutStickinessApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Stickiness = value
+	return b
+}
+
+// WithShadow sets the Shadow field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Shadow field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithShadow(value *RolloutShadowApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Shadow = value
 	return b
 }
 

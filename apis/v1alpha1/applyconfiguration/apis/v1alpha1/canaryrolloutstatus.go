@@ -13,7 +13,7 @@ import (
 //
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatusApplyConfiguration struct {
-	// conditions are Ready, RouteApplied, Stalled and ModelCompatible; with a strategy Progressing, with an analysis AnalysisHealthy, with a
+	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, with a
 	// warm-up Warmed, and after a foreign change of the route DriftDetected.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
@@ -34,6 +34,8 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	NeededPods *int32 `json:"neededPods,omitempty"`
 	// plan is the change of the route that would be made, as a unified diff, while dryRun is set.
 	Plan *string `json:"plan,omitempty"`
+	// shadowPercent is the share of requests of which the canary gets a copy now, 0 to 100.
+	ShadowPercent *int32 `json:"shadowPercent,omitempty"`
 	// drift tells of foreign changes of the route, as long as they matter.
 	Drift                             *RolloutDriftApplyConfiguration `json:"drift,omitempty"`
 	RolloutProgressApplyConfiguration `json:",inline"`
@@ -121,6 +123,14 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithNeededPods(value int32) *Can
 // If called multiple times, the Plan field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithPlan(value string) *CanaryRolloutStatusApplyConfiguration {
 	b.Plan = &value
+	return b
+}
+
+// WithShadowPercent sets the ShadowPercent field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ShadowPercent field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithShadowPercent(value int32) *CanaryRolloutStatusApplyConfiguration {
+	b.ShadowPercent = &value
 	return b
 }
 

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// GPUMode says what is done about the GPUs of the pod.
+type GPUMode string
+
+const (
+	// GPUOff leaves them alone.
+	GPUOff GPUMode = "off"
+	// GPUPreflight checks them while the model is fetched.
+	GPUPreflight GPUMode = "preflight"
+	// GPULoad also loads the model into their memory once it is there, to prove that
+	// it fits and arrives intact. It does not stay there.
+	GPULoad GPUMode = "load"
+)
+
+// gpuProgram is another program, because calling the driver takes a dynamically linked
+// one, and because a driver that crashes or hangs must not take the pull along.
+const gpuProgram = "preloader-gpu"
+
+// GPUVerdict is what a check of the GPUs came to.
+type GPUVerdict struct {
+	// Check is preflight or load.
+	Check string `json:"check"`
+	// Verdict is healthy, degraded or unhealthy.
+	Verdict string `json:"verdict"`
+	// Reason names the worst finding in one word; empty if there is none.
+	Reason string `json:"reason,omitempty"`
+	// Summary is one sentence, with cause and advice.
+	Summary string `json:"summary"`
+}
+
+// unhealthy is the verdict that fails a pull if it is asked to.
+const unhealthy = "unhealthy"
+
+// noVerdict stands for a check that did not come to one.
+func noVerdict(check, reason, cause string) *GPUVerdict {
+	return &GPUVerdict{Check: check, Verdict: unhealthy, Reason: reason, Summary: "GPU " + check + ": " + cause}
+}
+
+// failure is the verdict as the pull's end, if it is asked to be.
+func (v *GPUVerdict) failure(opts Options) *ExitError {
+	if v == nil || !opts.GPUFail || v.Verdict != unhealthy {
+		return nil
+	}
+	return &ExitError{
+		Code: ExitGPU, Reason: cmp.Or(v.Reason, "GPU"), Cause: strings.TrimSuffix(v.Summary, "."),
+		Advice: "Without PRELOADER_GPU_FAIL, the pod starts anyway.",
+	}
+}
+
+// pullAndCheck pulls, and does to the GPUs what is asked for. The check beside the pull
+// ends it if that was asked for; otherwise no check can make a pull fail.
+func pullAndCheck(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*Report, error) {
+	if opts.GPU == GPUOff {
+		return Pull(ctx, opts, pairs, log)
+	}
+	pulling, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	checked := make(chan *GPUVerdict, 1)
+	go func() {
+		verdict := checkGPU(pulling, log, "preflight")
+		if failure := verdict.failure(opts); failure != nil {
+			end(failure)
+		}
+		checked <- verdict
+	}()
+	report, err := Pull(pulling, opts, pairs, log)
+	if err != nil {
+		end(err)
+	}
+	report.GPU = <-checked
+	if err == nil && opts.GPU == GPULoad && report.GPU != nil && report.GPU.Verdict != unhealthy {
+		args := []string{"--"}
+		for _, p := range pairs {
+			args = append(args, p.Dest)
+		}
+		report.GPU = checkGPU(ctx, log, "load", args...)
+	}
+	if failure := report.GPU.failure(opts); err == nil && failure != nil {
+		err = failure
+	}
+	return report, err
+}
+
+// checkGPU runs the GPU program and reads its verdict. It returns nil if the context
+// ended before there was one.
+func checkGPU(ctx context.Context, log *slog.Logger, check string, args ...string) *GPUVerdict {
+	path, err := findGPUProgram()
+	if err != nil {
+		return said(log, noVerdict(check, "NoProgram", err.Error()+". Use the image preloader-gpu."))
+	}
+	args = append([]string{check, "--json", "--fail=false"}, args...)
+	program := exec.CommandContext(ctx, path, args...)
+	program.Env = withoutSecrets(os.Environ())
+	lines := &lineLogger{log: log}
+	program.Stderr = lines
+	output, err := program.StdoutPipe()
+	if err == nil {
+		err = program.Start()
+	}
+	if err != nil {
+		return said(log, noVerdict(check, "NoProgram", fmt.Sprintf("%s cannot be run: %v.", path, err)))
+	}
+	// Where memory gets short, the check goes first and not the pull.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", program.Process.Pid), []byte("1000"), 0)
+	verdict, err := readVerdict(ctx, output, check)
+	state := waitBriefly(program)
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err == nil:
+	case state != nil && (state.ExitCode() == int(ExitConfig) || state.ExitCode() == int(ExitUsage)):
+		verdict = noVerdict(check, "Configuration", lines.last+".")
+	default:
+		verdict = noVerdict(check, "Crashed", fmt.Sprintf(
+			"%s gave no verdict (%v): the driver is broken. Look for Xid in the node's kernel log.", gpuProgram, state))
+	}
+	return said(log, verdict)
+}
+
+// said logs a verdict.
+func said(log *slog.Logger, v *GPUVerdict) *GPUVerdict {
+	if v.Verdict == "healthy" {
+		log.Info(v.Summary)
+	} else {
+		log.Warn(v.Summary, "reason", v.Reason)
+	}
+	return v
+}
+
+// findGPUProgram looks beside this program, and then in the path.
+func findGPUProgram() (string, error) {
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), gpuProgram)
+		if _, err := os.Stat(beside); err == nil {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath(gpuProgram)
+	if err != nil {
+		return "", errors.New("the program " + gpuProgram + " is not in this image")
+	}
+	return path, nil
+}
+
+// withoutSecrets leaves the store's settings out of an environment.
+func withoutSecrets(environment []string) []string {
+	var kept []string
+	for _, e := range environment {
+		if !strings.HasPrefix(e, "AWS_") && !strings.HasPrefix(e, "STORAGE_") && !strings.HasPrefix(e, "S3_") {
+			kept = append(kept, e)
+		}
+	}
+	return kept
+}
+
+// readVerdict reads the program's report. It does not wait for the program's end: one
+// that hangs in the driver may not have any.
+func readVerdict(ctx context.Context, output io.Reader, check string) (*GPUVerdict, error) {
+	type findings struct {
+		GPUVerdict
+		Findings []struct {
+			Severity string `json:"severity"`
+			Reason   string `json:"reason"`
+		} `json:"findings"`
+	}
+	read := make(chan error, 1)
+	var report findings
+	go func() { read <- json.NewDecoder(output).Decode(&report) }()
+	select {
+	case err := <-read:
+		if err != nil {
+			return nil, fmt.Errorf("reading the report: %w", err)
+		}
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	verdict := report.GPUVerdict
+	verdict.Check = check
+	for _, severity := range []string{"failure", "warning"} {
+		for _, f := range report.Findings {
+			if verdict.Reason == "" && f.Severity == severity {
+				verdict.Reason = f.Reason
+			}
+		}
+	}
+	// The whole termination message has 2 KiB.
+	const longest = 700
+	if len(verdict.Summary) > longest {
+		verdict.Summary = strings.ToValidUTF8(verdict.Summary[:longest], "") + "…"
+	}
+	return &verdict, nil
+}
+
+// waitBriefly collects the program's end, or returns nil if that takes its time.
+func waitBriefly(program *exec.Cmd) *os.ProcessState {
+	ended := make(chan *os.ProcessState, 1)
+	go func() {
+		_ = program.Wait()
+		ended <- program.ProcessState
+	}()
+	select {
+	case state := <-ended:
+		return state
+	case <-time.After(500 * time.Millisecond):
+		return nil
+	}
+}
+
+// lineLogger logs what is written to it, line by line.
+type lineLogger struct {
+	log  *slog.Logger
+	rest []byte
+	last string
+}
+
+// Write never fails.
+func (l *lineLogger) Write(p []byte) (int, error) {
+	l.rest = append(l.rest, p...)
+	for {
+		line, rest, whole := bytes.Cut(l.rest, []byte("\n"))
+		if !whole {
+			return len(p), nil
+		}
+		l.last, l.rest = string(line), rest
+		l.log.Info(l.last)
+	}
+}
+
+// gpuVerb hands a command over to the GPU program.
+func (c *Command) gpuVerb(ctx context.Context, verb string, args []string) ExitCode {
+	path, err := findGPUProgram()
+	if err != nil {
+		fmt.Fprintf(c.Stderr, "preloader %s: %v; use the image preloader-gpu\n", verb, err)
+		return ExitConfig
+	}
+	program := exec.CommandContext(ctx, path, append([]string{verb}, args...)...)
+	program.Stdout, program.Stderr = c.Stdout, c.Stderr
+	program.Cancel = func() error { return program.Process.Signal(stopSignal(ctx)) }
+	if err := program.Run(); err != nil && program.ProcessState == nil {
+		fmt.Fprintf(c.Stderr, "preloader %s: %v\n", verb, err)
+		return ExitConfig
+	}
+	if code := program.ProcessState.ExitCode(); code >= 0 {
+		return ExitCode(code)
+	}
+	return ExitGPU
+}
+
+// stopSignal is the signal that ended a context, or else SIGTERM's equal.
+func stopSignal(ctx context.Context) os.Signal {
+	if stopped, ok := errors.AsType[*StoppedError](context.Cause(ctx)); ok {
+		return stopped.Signal
+	}
+	return os.Kill
+}
