@@ -18,7 +18,7 @@ PACKAGES_NODE := containerd containernetworking-plugins iptables conntrack iprou
 
 .PHONY: help
 help: ## Print this table.
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps-node build ## Run the whole job on a real cluster on this machine, as a story. KEEP=1 leaves it running. Needs root.

@@ -153,6 +153,7 @@ func knowsNativeSidecars(major, minor string) bool {
 // addControllers registers every controller, each as soon as the kinds that it watches are served.
 func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) error {
 	c, clk := mgr.GetClient(), clock.RealClock{}
+	memo := &sidecarpolicy.Memo{}
 	list := []lateController{
 		{
 			name: memcached.Name,
@@ -164,19 +165,19 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 			name:  sidecarpolicy.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: sidecarpolicy.New(
-				c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), settings).SetupWithManager,
+				c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), settings, memo).SetupWithManager,
 		},
 		{
 			name:  sidecarpolicy.ServicesName,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: sidecarpolicy.NewServiceReconciler(
-				c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name)).SetupWithManager,
+				c, clk, mgr.GetEventRecorderFor(sidecarpolicy.Name), memo).SetupWithManager,
 		},
 		{
 			name:  sidecarpolicy.NodeCacheName,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: sidecarpolicy.NewNodeCacheReconciler(
-				c, mgr.GetAPIReader(), mgr.GetEventRecorderFor(sidecarpolicy.NodeCacheName), o.FeatureCacheImage,
+				c, mgr.GetAPIReader(), mgr.GetEventRecorderFor(sidecarpolicy.NodeCacheName), o.FeatureCacheImage, memo,
 			).SetupWithManager,
 		},
 		{

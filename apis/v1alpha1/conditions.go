@@ -59,6 +59,9 @@ const (
 	ReasonWaitingForNodeCaches = "WaitingForNodeCaches"
 	// ReasonNoRoom says that a pod cannot have a sidecar beside what it has already.
 	ReasonNoRoom = "NoRoom"
+	// ReasonForbiddenByKnative says that Knative's webhooks refuse what KServe makes of an InferenceService, so that there
+	// is no pod to equip.
+	ReasonForbiddenByKnative = "ForbiddenByKnative"
 	// ReasonAccepted says that the API server accepts pods as a policy has them.
 	ReasonAccepted = "Accepted"
 	// ReasonRolledOut says that every running pod carries what the policies ask for now.

@@ -4,6 +4,7 @@ package podwebhook_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -85,13 +86,23 @@ func TestRolloutByKServe(t *testing.T) {
 
 func (w *kserveWorld) await(t *testing.T, what string, ready func(context.Context) bool) {
 	t.Helper()
-	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, 2*time.Minute, true,
+	w.awaitOr(t, what, ready, func(ctx context.Context) string {
+		var policies v1alpha1.SidecarPolicyList
+		_ = w.client.List(ctx, &policies)
+		status, _ := yaml.Marshal(policies.Items[0].Status)
+		return "the policy says:\n" + string(status)
+	})
+}
+
+// awaitOr waits, or fails with what explain finds.
+func (w *kserveWorld) awaitOr(
+	t *testing.T, what string, ready func(context.Context) bool, explain func(context.Context) string,
+) {
+	t.Helper()
+	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, 3*time.Minute, true,
 		func(ctx context.Context) (bool, error) { return ready(ctx), nil })
 	if err != nil {
-		var policies v1alpha1.SidecarPolicyList
-		_ = w.client.List(t.Context(), &policies)
-		status, _ := yaml.Marshal(policies.Items[0].Status)
-		t.Fatalf("waited too long for %s; the policy says:\n%s", what, status)
+		t.Fatalf("waited too long for %s; %s", what, explain(t.Context()))
 	}
 }
 
@@ -119,7 +130,7 @@ func (w *kserveWorld) restartPods(t *testing.T) {
 	}
 }
 
-// startReconciler runs the controller of policies as the manager does.
+// startReconciler runs the controllers of policies, and of the word to authors, as the manager does.
 func (w *kserveWorld) startReconciler(t *testing.T) {
 	t.Helper()
 	mgr, err := ctrl.NewManager(w.tb.Config(), ctrl.Options{
@@ -128,8 +139,11 @@ func (w *kserveWorld) startReconciler(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := sidecarpolicy.New(mgr.GetClient(), mgr.GetAPIReader(), clock.RealClock{}, mgr.GetEventRecorderFor("test"), images)
-	if err := r.SetupWithManager(mgr); err != nil {
+	c, clk, recorder, memo := mgr.GetClient(), clock.RealClock{}, mgr.GetEventRecorderFor("test"), &sidecarpolicy.Memo{}
+	if err := errors.Join(
+		sidecarpolicy.New(c, mgr.GetAPIReader(), clk, recorder, images, memo).SetupWithManager(mgr),
+		sidecarpolicy.NewServiceReconciler(c, clk, recorder, memo).SetupWithManager(mgr),
+	); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -154,10 +154,11 @@ type kserveWorld struct {
 	handler *httptest.Server
 }
 
-func startKServe(t *testing.T) *kserveWorld {
+// startKServe starts KServe in a cluster without nodes, and what else it is to have.
+func startKServe(t *testing.T, with ...testbed.Part) *kserveWorld {
 	t.Helper()
 	tb, err := testbed.Start(t.Context(), testbed.Options{
-		Size: testbed.Control, Without: []testbed.Part{testbed.Istio, testbed.S3, testbed.Scheduler},
+		Size: testbed.API, With: append([]testbed.Part{testbed.ControllerManager, testbed.KServe}, with...),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -31,6 +31,7 @@ type Handler struct {
 	decoder admission.Decoder
 	// settings are the administrator's.
 	settings sidecar.Settings
+	memo     sidecar.Memo
 }
 
 // New returns a Handler that reads InferenceServices and SidecarPolicies from a cache, and an InferenceService that is
@@ -48,13 +49,13 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 	if err := h.decoder.Decode(request, &pod); err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
 	}
-	subject := h.subject(ctx, request.Namespace, &pod)
 	var policies v1alpha1.SidecarPolicyList
-	if err := h.reader.List(ctx, &policies, client.InNamespace(request.Namespace)); err != nil {
+	err := h.reader.List(ctx, &policies, client.InNamespace(request.Namespace), client.UnsafeDisableDeepCopy)
+	if err != nil {
 		log.FromContext(ctx).Error(err, "Passing a pod unchanged, because policies cannot be read")
 		return admission.Allowed("").WithWarnings("outrigger: policies cannot be read; the pod gets no sidecars")
 	}
-	decision := sidecar.Resolve(subject, policies.Items)
+	decision := h.decide(ctx, request.Namespace, &pod, policies.Items)
 	equipped := pod.DeepCopy()
 	problems := slices.Concat(decision.Problems, sidecar.Inject(equipped, decision.Plan, h.settings))
 	mutated, err := overlay(request.Object.Raw, &pod, equipped)
@@ -64,10 +65,12 @@ func (h *Handler) Handle(ctx context.Context, request admission.Request) admissi
 	return admission.PatchResponseFromRaw(request.Object.Raw, mutated).WithWarnings(warnings(problems)...)
 }
 
-// subject tells what is known of the pod's InferenceService. The cache may not have seen it yet; then it is read from
+// decide tells what is decided about the pod's InferenceService. The cache may not have seen it yet; then it is read from
 // the API server. KServe copies labels and annotations from there to the pod, so that the pod speaks for it if it cannot
-// be read at all.
-func (h *Handler) subject(ctx context.Context, namespace string, pod *corev1.Pod) sidecar.Subject {
+// be read at all. Policies are the cache's own: nothing may be changed in them.
+func (h *Handler) decide(
+	ctx context.Context, namespace string, pod *corev1.Pod, policies []v1alpha1.SidecarPolicy,
+) sidecar.Decision {
 	component := kserve.ComponentOf(pod.Labels)
 	service := &kserve.InferenceService{}
 	key := client.ObjectKey{Namespace: namespace, Name: pod.Labels[kserve.LabelInferenceService]}
@@ -77,9 +80,10 @@ func (h *Handler) subject(ctx context.Context, namespace string, pod *corev1.Pod
 	}
 	if err != nil {
 		log.FromContext(ctx).V(1).Info("Deciding by the pod alone", "InferenceService", key, "reason", err.Error())
-		return sidecar.Subject{Labels: pod.Labels, Annotations: pod.Annotations, Component: component}
+		subject := sidecar.Subject{Labels: pod.Labels, Annotations: pod.Annotations, Component: component}
+		return sidecar.Resolve(subject, policies)
 	}
-	return sidecar.SubjectOf(service, component)
+	return h.memo.Resolve(service, component, sidecar.PoliciesOf(policies))
 }
 
 func warnings(problems []sidecar.Problem) []string {

@@ -189,7 +189,7 @@ func TestSampleOfSidecars(t *testing.T) {
 	r.policies = []string{p.Name}
 	r.newReconciler = func(w *faults.World) reconcile.Reconciler {
 		return reconcile.AsReconciler(w.Client,
-			sidecarpolicy.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000), settings))
+			sidecarpolicy.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000), settings, &sidecarpolicy.Memo{}))
 	}
 	do(t, r.World, create(p))
 	r.rest(t)

@@ -46,15 +46,35 @@ type Reconciler struct {
 	clock    clock.PassiveClock
 	reporter *status.Reporter
 	settings sidecar.Settings
+	memo     *Memo
+}
+
+// Memo keeps decisions for the controllers of this package, which ask for the same ones. The zero value is ready for use.
+type Memo struct{ sidecar.Memo }
+
+// under returns a function that decides by policies.
+func (m *Memo) under(
+	policies []v1alpha1.SidecarPolicy,
+) func(*kserve.InferenceService, v1alpha1.Component) sidecar.Decision {
+	named := sidecar.PoliciesOf(policies)
+	return func(isvc *kserve.InferenceService, component v1alpha1.Component) sidecar.Decision {
+		return m.Resolve(isvc, component, named)
+	}
 }
 
 // New returns a Reconciler that holds policies to the administrator's settings, and reads from the API server what it needs
 // but once.
 func New(
 	c client.Client, live client.Reader, clk clock.PassiveClock, recorder record.EventRecorder, settings sidecar.Settings,
+	memo *Memo,
 ) *Reconciler {
 	return &Reconciler{
-		client: c, live: live, clock: clk, reporter: status.NewReporter(c, recorder, fieldManager), settings: settings,
+		client:   c,
+		live:     live,
+		clock:    clk,
+		reporter: status.NewReporter(c, recorder, fieldManager),
+		settings: settings,
+		memo:     memo,
 	}
 }
 
@@ -79,7 +99,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, policy *v1alpha1.SidecarPoli
 	}
 	after := policy.DeepCopy()
 	isNews := setAccepted(after, accepted)
-	t := newTally(after, seen.with(after), r.clock.Now())
+	seen.decide = r.memo.under(with(seen.policies, after))
+	t := newTally(after, seen, r.clock.Now())
 	if isNews {
 		t.rollout.postpone() // until the webhook knows
 	}
@@ -143,7 +164,7 @@ func podMetadataList() *metav1.PartialObjectMetadataList {
 // SetupWithManager registers the controller and its watches.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	// What a policy has come to depends on all others of its namespace, so one change wakes them all.
-	neighbours := handler.EnqueueRequestsFromMapFunc(r.policiesBeside)
+	neighbours := collected(r.policiesBeside)
 	return builder.ControllerManagedBy(mgr).
 		Named(Name).
 		For(&v1alpha1.SidecarPolicy{}, builder.WithPredicates(policyChanged())).
@@ -151,18 +172,19 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Watches(&kserve.InferenceService{}, neighbours, builder.WithPredicates(serviceChanged())).
 		Watches(&v1alpha1.Memcached{}, neighbours, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&appsv1.DaemonSet{}, neighbours, builder.WithPredicates(nodeCachesChanged())).
-		WatchesMetadata(podMetadata(), collected(r.policiesBeside), builder.WithPredicates(podChanged())).
+		WatchesMetadata(podMetadata(), neighbours, builder.WithPredicates(podChanged())).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
 }
 
-// podsDelay is how long events of pods are collected: a policy counts all pods of its namespace, and they come in crowds.
-const podsDelay = 500 * time.Millisecond
+// crowdDelay is how long events are collected: a policy speaks of all InferenceServices and pods of its namespace, and they
+// come in crowds.
+const crowdDelay = 500 * time.Millisecond
 
 // collected enqueues what events stand for a little later, once for all that come in between.
 func collected(requests handler.MapFunc) handler.EventHandler {
 	add := func(ctx context.Context, o client.Object, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
 		for _, one := range requests(ctx, o) {
-			q.AddAfter(one, podsDelay)
+			q.AddAfter(one, crowdDelay)
 		}
 	}
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
@@ -203,7 +225,8 @@ func serviceChanged() predicate.Predicate {
 
 func (r *Reconciler) policiesBeside(ctx context.Context, object client.Object) []reconcile.Request {
 	var policies v1alpha1.SidecarPolicyList
-	if err := r.client.List(ctx, &policies, client.InNamespace(object.GetNamespace())); err != nil {
+	err := r.client.List(ctx, &policies, client.InNamespace(object.GetNamespace()), client.UnsafeDisableDeepCopy)
+	if err != nil {
 		ctrl.LoggerFrom(ctx).Error(err, "Listing SidecarPolicies", "namespace", object.GetNamespace())
 		return nil
 	}

@@ -227,7 +227,10 @@ var settings = sidecar.Settings{Preloader: "preloader:1", FeatureCache: "outrigg
 func newReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
 	limited := settings
 	limited.Allowed = []string{"registry.example/"}
-	return reconcile.AsReconciler(c, sidecarpolicy.New(c, c, w.Clock, record.NewFakeRecorder(1000), limited))
+	return reconcile.AsReconciler(
+		c,
+		sidecarpolicy.New(c, c, w.Clock, record.NewFakeRecorder(1000), limited, &sidecarpolicy.Memo{}),
+	)
 }
 
 func preloadPolicy() *v1alpha1.SidecarPolicy {

@@ -14,7 +14,6 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -37,14 +36,15 @@ type NodeCacheReconciler struct {
 	applier  *apply.Applier
 	recorder record.EventRecorder
 	image    string
+	memo     *Memo
 }
 
 // NewNodeCacheReconciler returns a NodeCacheReconciler that runs image, and asks live whether a name is taken.
 func NewNodeCacheReconciler(
-	c client.Client, live client.Reader, recorder record.EventRecorder, image string,
+	c client.Client, live client.Reader, recorder record.EventRecorder, image string, memo *Memo,
 ) *NodeCacheReconciler {
 	return &NodeCacheReconciler{
-		client: c, applier: apply.New(c, live, nodeCacheManager), recorder: recorder, image: image,
+		client: c, applier: apply.New(c, live, nodeCacheManager), recorder: recorder, image: image, memo: memo,
 	}
 }
 
@@ -54,6 +54,8 @@ type nodeCacheSeen struct {
 	services []kserve.InferenceService
 	policies []v1alpha1.SidecarPolicy
 	pods     []metav1.PartialObjectMetadata
+	// decide returns what the policies together decide for a component of an InferenceService.
+	decide func(*kserve.InferenceService, v1alpha1.Component) sidecar.Decision
 	// daemonSet and service are those that are there and belong to the Memcached; nil if there are none.
 	daemonSet, service client.Object
 }
@@ -98,6 +100,7 @@ func (r *NodeCacheReconciler) observe(ctx context.Context, m *v1alpha1.Memcached
 		return seen, fmt.Errorf("listing pods: %w", err)
 	}
 	seen.services, seen.policies, seen.pods = services.Items, policies.Items, pods.Items
+	seen.decide = r.memo.under(policies.Items)
 	for into, o := range map[*client.Object]client.Object{&seen.daemonSet: &appsv1.DaemonSet{}, &seen.service: &corev1.Service{}} {
 		err := r.client.Get(ctx, client.ObjectKey{Namespace: m.Namespace, Name: v1alpha1.NodeCacheName(m.Name)}, o)
 		if client.IgnoreNotFound(err) != nil {
@@ -121,8 +124,7 @@ func (s *nodeCacheSeen) isWanted(memcached string) bool {
 	}
 	for i := range s.services {
 		for _, component := range components {
-			d := sidecar.Resolve(sidecar.SubjectOf(&s.services[i], component), s.policies)
-			if f := d.Plan.FeatureCache; f != nil && *f == cache {
+			if f := s.decide(&s.services[i], component).Plan.FeatureCache; f != nil && *f == cache {
 				return true
 			}
 		}
@@ -156,7 +158,7 @@ func (r *NodeCacheReconciler) apply(ctx context.Context, m *v1alpha1.Memcached, 
 
 // SetupWithManager registers the controller and its watches.
 func (r *NodeCacheReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	beside := handler.EnqueueRequestsFromMapFunc(r.memcachedsBeside)
+	beside := collected(r.memcachedsBeside)
 	return builder.ControllerManagedBy(mgr).
 		Named(NodeCacheName).
 		For(&v1alpha1.Memcached{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
@@ -164,7 +166,7 @@ func (r *NodeCacheReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Owns(&corev1.Service{}).
 		Watches(&v1alpha1.SidecarPolicy{}, beside, builder.WithPredicates(policyChanged())).
 		Watches(&kserve.InferenceService{}, beside, builder.WithPredicates(serviceChanged())).
-		WatchesMetadata(podMetadata(), collected(r.memcachedsBeside), builder.WithPredicates(podChanged())).
+		WatchesMetadata(podMetadata(), beside, builder.WithPredicates(podChanged())).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
 }
 

@@ -44,7 +44,7 @@ func sharedPolicy() *v1alpha1.SidecarPolicy {
 
 func newNodeCacheReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
 	return reconcile.AsReconciler(c,
-		sidecarpolicy.NewNodeCacheReconciler(c, w.Client, record.NewFakeRecorder(1000), "outrigger:1"))
+		sidecarpolicy.NewNodeCacheReconciler(c, w.Client, record.NewFakeRecorder(1000), "outrigger:1", &sidecarpolicy.Memo{}))
 }
 
 func TestNodeCacheFaults(t *testing.T) {
@@ -142,7 +142,7 @@ func TestNodeCacheLeavesForeignObjectsAlone(t *testing.T) {
 	})
 	recorder := record.NewFakeRecorder(10)
 	r := reconcile.AsReconciler(client.Client(blind),
-		sidecarpolicy.NewNodeCacheReconciler(blind, w.Client, recorder, "outrigger:1"))
+		sidecarpolicy.NewNodeCacheReconciler(blind, w.Client, recorder, "outrigger:1", &sidecarpolicy.Memo{}))
 	key := client.ObjectKey{Namespace: w.Namespace, Name: "features"}
 	if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key}); err != nil {
 		t.Fatal(err)

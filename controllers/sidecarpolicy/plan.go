@@ -22,6 +22,8 @@ type observed struct {
 	services []kserve.InferenceService
 	// policies are all SidecarPolicies, the one in hand among them.
 	policies []v1alpha1.SidecarPolicy
+	// decide returns what the policies together decide for a component of an InferenceService.
+	decide func(*kserve.InferenceService, v1alpha1.Component) sidecar.Decision
 	// pods are the pods of all InferenceServices that are not being deleted, by the name of the InferenceService.
 	pods map[string][]metav1.ObjectMeta
 	// memcachedExists tells whether the Memcached that the policy names exists; true if it names none.
@@ -32,15 +34,15 @@ type observed struct {
 	settings sidecar.Settings
 }
 
-// with returns what was observed, with a policy in the place of the one of its name.
-func (o observed) with(policy *v1alpha1.SidecarPolicy) observed {
-	o.policies = slices.Clone(o.policies)
-	for i := range o.policies {
-		if o.policies[i].Name == policy.Name {
-			o.policies[i] = *policy
+// with returns policies with one in the place of that of its name.
+func with(policies []v1alpha1.SidecarPolicy, policy *v1alpha1.SidecarPolicy) []v1alpha1.SidecarPolicy {
+	policies = slices.Clone(policies)
+	for i := range policies {
+		if policies[i].Name == policy.Name {
+			policies[i] = *policy
 		}
 	}
-	return o
+	return policies
 }
 
 // acceptance is what is known about whether the API server accepts pods as a policy has them.

@@ -82,7 +82,7 @@ func (r *rollout) add(policy *v1alpha1.SidecarPolicy, g group, now time.Time) {
 	if len(behind) == 0 {
 		return
 	}
-	value, at := nextRollout(kserve.RolloutOf(g.service, g.component), g.decision.Plan.Hash(), behind)
+	value, at := nextRollout(kserve.RolloutOf(g.service, g.component), g.decision.Marks.Hash, behind)
 	switch {
 	case value == "":
 		if !settled(g, behind) {
@@ -115,7 +115,7 @@ func appendLacking(
 	list, pods []metav1.ObjectMeta, policy *v1alpha1.SidecarPolicy, d sidecar.Decision,
 ) []metav1.ObjectMeta {
 	for i := range pods {
-		if slices.ContainsFunc(d.Plan.Lacking(pods[i].Annotations), func(part sidecar.Part) bool {
+		if slices.ContainsFunc(d.Marks.Lacking(pods[i].Annotations), func(part sidecar.Part) bool {
 			return d.By[part] == policy.Name
 		}) {
 			list = append(list, pods[i])

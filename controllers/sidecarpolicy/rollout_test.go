@@ -311,7 +311,7 @@ func TestAnUpgradeReplacesNoPod(t *testing.T) {
 	r.rest(t)
 	r.newReconciler = func(w *faults.World) reconcile.Reconciler {
 		return reconcile.AsReconciler(w.Client, sidecarpolicy.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000),
-			sidecar.Settings{Preloader: "preloader:2", FeatureCache: "outrigger:2"}))
+			sidecar.Settings{Preloader: "preloader:2", FeatureCache: "outrigger:2"}, &sidecarpolicy.Memo{}))
 	}
 	r.rest(t)
 	r.wantReplaced(t, map[string]int{"a": 0})

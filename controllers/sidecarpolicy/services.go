@@ -16,12 +16,14 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
+	"serverless.xyz/outrigger/controllers/internal/sidecar"
 	"serverless.xyz/outrigger/controllers/internal/status"
 )
 
@@ -34,11 +36,14 @@ type ServiceReconciler struct {
 	client   client.Client
 	clock    clock.PassiveClock
 	recorder record.EventRecorder
+	memo     *Memo
 }
 
 // NewServiceReconciler returns a ServiceReconciler.
-func NewServiceReconciler(c client.Client, clk clock.PassiveClock, recorder record.EventRecorder) *ServiceReconciler {
-	return &ServiceReconciler{client: c, clock: clk, recorder: recorder}
+func NewServiceReconciler(
+	c client.Client, clk clock.PassiveClock, recorder record.EventRecorder, memo *Memo,
+) *ServiceReconciler {
+	return &ServiceReconciler{client: c, clock: clk, recorder: recorder, memo: memo}
 }
 
 // +kubebuilder:rbac:groups=serving.kserve.io,resources=inferenceservices,verbs=get;list;watch
@@ -65,7 +70,13 @@ func (r *ServiceReconciler) observe(ctx context.Context, isvc *kserve.InferenceS
 	if err := r.client.List(ctx, &policies, here, client.UnsafeDisableDeepCopy); err != nil {
 		return seen, fmt.Errorf("listing SidecarPolicies: %w", err)
 	}
-	seen.policies = policies.Items
+	seen.decisions = map[v1alpha1.Component]sidecar.Decision{}
+	decide := r.memo.under(policies.Items)
+	for _, component := range components {
+		if kserve.Has(isvc, component) {
+			seen.decisions[component] = decide(isvc, component)
+		}
+	}
 	pods := podMetadataList()
 	ofService := client.MatchingLabels{kserve.LabelInferenceService: isvc.Name}
 	if err := r.client.List(ctx, pods, here, ofService, client.UnsafeDisableDeepCopy); err != nil {
@@ -77,7 +88,7 @@ func (r *ServiceReconciler) observe(ctx context.Context, isvc *kserve.InferenceS
 		}
 	}
 	seen.memcacheds = map[string]bool{}
-	for _, name := range cachesOf(isvc, seen.policies) {
+	for _, name := range seen.caches() {
 		err := r.client.Get(ctx, client.ObjectKey{Namespace: isvc.Namespace, Name: name}, &v1alpha1.Memcached{})
 		if client.IgnoreNotFound(err) != nil {
 			return seen, fmt.Errorf("reading Memcached %q: %w", name, err)
@@ -117,12 +128,23 @@ func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return builder.ControllerManagedBy(mgr).
 		Named(ServicesName).
 		For(&kserve.InferenceService{}, builder.WithPredicates(predicate.Or[client.Object](
-			serviceChanged(), predicate.NewPredicateFuncs(hasWarning),
+			serviceChanged(), refusalChanged(), predicate.NewPredicateFuncs(hasWarning),
 		))).
 		Watches(&v1alpha1.SidecarPolicy{}, beside, builder.WithPredicates(policyChanged())).
 		Watches(&v1alpha1.Memcached{}, beside, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesMetadata(podMetadata(), handler.EnqueueRequestsFromMapFunc(serviceOf), builder.WithPredicates(podChanged())).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
+}
+
+// refusalChanged passes updates that tell something new about what Knative refuses.
+func refusalChanged() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		before, ok := e.ObjectOld.(*kserve.InferenceService)
+		after, alsoOK := e.ObjectNew.(*kserve.InferenceService)
+		return ok && alsoOK && slices.ContainsFunc(components, func(c v1alpha1.Component) bool {
+			return kserve.RefusalByKnative(before, c) != kserve.RefusalByKnative(after, c)
+		})
+	}}
 }
 
 // hasWarning passes InferenceServices that carry the warning, since somebody else may have edited it.

@@ -44,12 +44,18 @@ func TestServiceFaults(t *testing.T) {
 	})
 }
 
+// knativeSays is what KServe v0.20 repeats where Knative v1.20 refuses its Service.
+const knativeSays = `fails to reconcile predictor: admission webhook "validation.webhook.serving.knative.dev" denied the ` +
+	"request: validation failed: must not set the field(s): spec.template.spec.initContainers\n" +
+	"pod spec support for init-containers is off, but found 1 init containers: "
+
 func TestWarningOnAnInferenceService(t *testing.T) {
 	noRoom := modelPod("m-1", service, "0123")
 	noRoom.Annotations[v1alpha1.AnnotationProblems] = "container helper listens on port 11211"
 	for name, tc := range map[string]struct {
 		service    *kserve.InferenceService
 		others     []client.Object
+		refusal    string
 		wantReason string
 		wantText   string
 	}{
@@ -79,6 +85,17 @@ func TestWarningOnAnInferenceService(t *testing.T) {
 		"the same address, and a policy meant for many": {
 			service: model("hf://org/m", nil), others: []client.Object{preloadPolicy()},
 		},
+		"what Knative forbids": {
+			service: model("s3://b/m", map[string]string{v1alpha1.AnnotationPreload: "true"}), refusal: knativeSays,
+			wantReason: v1alpha1.ReasonForbiddenByKnative,
+			wantText:   "must not set the field(s): spec.template.spec.initContainers pod spec support for init-containers is off",
+		},
+		"what Knative forbids of an InferenceService that asks for nothing": {
+			service: model("s3://b/m", nil), refusal: knativeSays,
+		},
+		"what KServe itself finds wrong": {
+			service: model("s3://b/m", map[string]string{v1alpha1.AnnotationPreload: "true"}), refusal: "no runtime found",
+		},
 		"a pod without room": {
 			service: model("s3://b/m", nil), others: []client.Object{noRoom},
 			wantReason: v1alpha1.ReasonNoRoom, wantText: "listens on port 11211",
@@ -87,6 +104,9 @@ func TestWarningOnAnInferenceService(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			do(t, w, create(tc.service))
+			if tc.refusal != "" {
+				do(t, w, kserveSays("PredictorReady", corev1.ConditionFalse, tc.refusal))
+			}
 			for _, o := range tc.others {
 				do(t, w, create(o))
 			}
@@ -158,20 +178,22 @@ func annotate(key, value string) faults.Step {
 }
 
 // kserveSays sets a condition as KServe does.
-func kserveSays(kind apis.ConditionType, status corev1.ConditionStatus) faults.Step {
+func kserveSays(kind apis.ConditionType, status corev1.ConditionStatus, message ...string) faults.Step {
 	return func(ctx context.Context, w *faults.World) error {
 		isvc := &kserve.InferenceService{}
 		if err := w.Client.Get(ctx, client.ObjectKey{Namespace: w.Namespace, Name: service}, isvc); err != nil {
 			return err
 		}
 		isvc.Status.Conditions = slices.DeleteFunc(isvc.Status.Conditions, func(c apis.Condition) bool { return c.Type == kind })
-		isvc.Status.Conditions = append(isvc.Status.Conditions, apis.Condition{Type: kind, Status: status})
+		isvc.Status.Conditions = append(isvc.Status.Conditions, apis.Condition{
+			Type: kind, Status: status, Message: strings.Join(message, " "),
+		})
 		return w.Client.Status().Update(ctx, isvc)
 	}
 }
 
 func newServiceReconciler(c client.Client, w *faults.World, recorder record.EventRecorder) reconcile.Reconciler {
-	return reconcile.AsReconciler(c, sidecarpolicy.NewServiceReconciler(c, w.Clock, recorder))
+	return reconcile.AsReconciler(c, sidecarpolicy.NewServiceReconciler(c, w.Clock, recorder, &sidecarpolicy.Memo{}))
 }
 
 func reconcileService(t *testing.T, w *faults.World, recorder record.EventRecorder) {

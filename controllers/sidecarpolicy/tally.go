@@ -5,6 +5,7 @@ package sidecarpolicy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -24,6 +25,8 @@ type tally struct {
 
 	// now is when the count is made.
 	now time.Time
+	// claims are what the policy would decide if there were no other.
+	claims map[string]sidecar.Claim
 
 	matched, injected, outdated, missed int32
 	behind                              []v1alpha1.PodBehind
@@ -38,7 +41,10 @@ type tally struct {
 
 // newTally counts all InferenceServices that a policy picks.
 func newTally(policy *v1alpha1.SidecarPolicy, seen observed, now time.Time) tally {
-	t := tally{policy: policy, since: changedAt(policy, now), now: now, conflicts: map[v1alpha1.PolicyConflict]int32{}}
+	t := tally{
+		policy: policy, since: changedAt(policy, now), now: now,
+		claims: sidecar.Claims(&policy.Spec), conflicts: map[v1alpha1.PolicyConflict]int32{},
+	}
 	for i := range seen.services {
 		t.add(&seen.services[i], seen)
 	}
@@ -59,13 +65,13 @@ func (t *tally) add(service *kserve.InferenceService, seen observed) {
 	isPicked := false
 	overruled := map[v1alpha1.PolicyConflict]bool{}
 	for _, component := range t.policy.Spec.Components {
-		decision := sidecar.Resolve(sidecar.SubjectOf(service, component), seen.policies)
+		decision := seen.decide(service, component)
 		t.addProblems(service.Name, decision, seen.settings)
 		if !slices.ContainsFunc(decision.Picked, func(p v1alpha1.SidecarPolicy) bool { return p.Name == t.policy.Name }) {
 			continue
 		}
 		isPicked = true
-		for _, c := range conflictsIn(t.policy, decision.Picked, component) {
+		for _, c := range conflictsIn(t.policy.Name, t.claims, decision.Picked, component) {
 			overruled[c] = true
 		}
 		t.addPods(group{service: service, component: component, decision: decision}, seen.pods[service.Name])
@@ -102,7 +108,7 @@ func (t *tally) addProblems(service string, d sidecar.Decision, settings sidecar
 
 // addPods counts the pods of a component by whether they carry the plan.
 func (t *tally) addPods(g group, pods []metav1.ObjectMeta) {
-	hash := g.decision.Plan.Hash()
+	hash := g.decision.Marks.Hash
 	for i := range pods {
 		pod := &pods[i]
 		if kserve.ComponentOf(pod.Labels) != g.component {
@@ -150,13 +156,16 @@ func bounded[T any](list []T) []T {
 // conflictsIn returns the parts of a policy that one of those that decide before it has, too, and has otherwise. The
 // policies are in the order in which they decide.
 func conflictsIn(
-	policy *v1alpha1.SidecarPolicy, picked []v1alpha1.SidecarPolicy, component v1alpha1.Component,
+	policy string, claims map[string]sidecar.Claim, picked []v1alpha1.SidecarPolicy, component v1alpha1.Component,
 ) []v1alpha1.PolicyConflict {
-	open := sidecar.Claims(&policy.Spec)
+	if picked[0].Name == policy {
+		return nil
+	}
+	open := maps.Clone(claims)
 	var conflicts []v1alpha1.PolicyConflict
 	for i := range picked {
 		other := &picked[i]
-		if other.Name == policy.Name {
+		if other.Name == policy {
 			break
 		}
 		if !slices.Contains(other.Spec.Components, component) {

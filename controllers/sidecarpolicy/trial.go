@@ -138,7 +138,7 @@ func (r *Reconciler) try(ctx context.Context, one *roll) (reason, message string
 		return "", "", err
 	case message != "":
 		return v1alpha1.ReasonTrialRefused, message, nil
-	case pod.Annotations[v1alpha1.AnnotationInjected] != one.decision.Plan.Hash():
+	case pod.Annotations[v1alpha1.AnnotationInjected] != one.decision.Marks.Hash:
 		return v1alpha1.ReasonWaitingForWebhook, "a trial pod came back without what it is to carry: " +
 			"the webhook does not answer yet, or does not know the policy yet", nil
 	}

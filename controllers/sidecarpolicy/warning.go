@@ -22,21 +22,21 @@ var components = []v1alpha1.Component{v1alpha1.ComponentPredictor, v1alpha1.Comp
 
 // around is what the warning of an InferenceService depends on, beside itself.
 type around struct {
-	// policies are all SidecarPolicies of the namespace.
-	policies []v1alpha1.SidecarPolicy
+	// decisions are what is decided for each component that the InferenceService has.
+	decisions map[v1alpha1.Component]sidecar.Decision
 	// pods are those of the InferenceService that are not being deleted.
 	pods []metav1.ObjectMeta
 	// memcacheds tells of each that the InferenceService would use whether it exists.
 	memcacheds map[string]bool
 }
 
-// cachesOf returns the names of the Memcacheds that the components of an InferenceService would use.
-func cachesOf(isvc *kserve.InferenceService, policies []v1alpha1.SidecarPolicy) []string {
+// caches returns the names of the Memcacheds that the components would use.
+func (a around) caches() []string {
 	var names []string
 	for _, component := range components {
-		plan := sidecar.Resolve(sidecar.SubjectOf(isvc, component), policies).Plan
-		if plan.FeatureCache != nil && !slices.Contains(names, plan.FeatureCache.Memcached) {
-			names = append(names, plan.FeatureCache.Memcached)
+		cache := a.decisions[component].Plan.FeatureCache
+		if cache != nil && !slices.Contains(names, cache.Memcached) {
+			names = append(names, cache.Memcached)
 		}
 	}
 	return names
@@ -51,10 +51,13 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 		}
 	}
 	for _, component := range components {
-		if !kserve.Has(isvc, component) {
+		decision, ok := seen.decisions[component]
+		if !ok {
 			continue
 		}
-		decision := sidecar.Resolve(sidecar.SubjectOf(isvc, component), seen.policies)
+		if p, ok := forbidden(isvc, component); ok && !decision.Plan.IsZero() {
+			add(p)
+		}
 		for _, p := range decision.Problems {
 			if p.Reason != v1alpha1.ReasonInvalidPolicy { // the policy's own status says so, to its author
 				add(p)
@@ -100,4 +103,15 @@ func unfetchable(isvc *kserve.InferenceService, component v1alpha1.Component) (s
 		}
 	}
 	return sidecar.Problem{}, false
+}
+
+// forbidden reports what KServe's Knative mode cannot have. KServe says so too; this says what to do about it.
+func forbidden(isvc *kserve.InferenceService, component v1alpha1.Component) (sidecar.Problem, bool) {
+	refusal := kserve.RefusalByKnative(isvc, component)
+	return sidecar.Problem{
+		Reason: v1alpha1.ReasonForbiddenByKnative,
+		Message: fmt.Sprintf("Knative refuses the %s, so that no pod of it is there to be equipped: %s; its ConfigMap "+
+			"config-features allows such things (a list of storageUris needs kubernetes.podspec-init-containers and "+
+			"kubernetes.podspec-volumes-emptydir), or do without them", strings.ToLower(string(component)), refusal),
+	}, refusal != ""
 }

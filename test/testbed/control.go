@@ -41,6 +41,9 @@ func (t *Testbed) startParts(ctx context.Context, parts []Part) error {
 		if slices.Contains(parts, Istio) {
 			group.Go(func() error { return t.startIstio(ctx) })
 		}
+		if slices.Contains(parts, Knative) {
+			group.Go(func() error { return t.startKnative(ctx) })
+		}
 		if slices.Contains(parts, KServe) {
 			group.Go(func() error { return t.startKServe(ctx) })
 		}
@@ -52,11 +55,7 @@ func (t *Testbed) startParts(ctx context.Context, parts []Part) error {
 // installDefinitions creates the custom resource definitions of all parts, several at a time.
 func (t *Testbed) installDefinitions(ctx context.Context, parts []Part) error {
 	var definitions []*unstructured.Unstructured
-	for _, part := range parts {
-		set, ok := partManifests[part]
-		if !ok {
-			continue
-		}
+	for _, set := range manifestsFor(parts) {
 		for _, pattern := range set.files {
 			paths, err := filepath.Glob(filepath.Join(t.bin.manifests[set.name], pattern))
 			if err != nil {

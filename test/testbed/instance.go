@@ -41,6 +41,9 @@ const (
 	portIstioHTTP
 	portIstioMonitoring
 	portPrometheus
+	portKnativeWebhook
+	portKnativeWebhookProfiling
+	portKnativeControllerProfiling
 	portProxyHealth
 	portDNSReady
 	portMemcached // And all that follow.

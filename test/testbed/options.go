@@ -65,6 +65,9 @@ const (
 	Istio Part = "istio"
 	// KServe is KServe's manager with its custom resource definitions, configuration and webhooks. It brings GatewayAPI.
 	KServe Part = "kserve"
+	// Knative is Knative Serving's controller and webhook, for KServe's Knative mode. Nothing routes or scales. No size
+	// has it: it runs where [Options.With] names it.
+	Knative Part = "knative"
 	// Prometheus is Debian's Prometheus. No size has it: it runs where [Options.Prometheus] is set.
 	Prometheus Part = "prometheus"
 	// Pods is the node: containerd, kubelet, kube-proxy and DNS for cluster.local. Only Node has it, and Node always.
@@ -89,7 +92,11 @@ type Options struct {
 	Progress io.Writer
 }
 
-var controlParts = []Part{ControllerManager, Scheduler, GatewayAPI, S3, Istio, KServe}
+var (
+	controlParts = []Part{ControllerManager, Scheduler, GatewayAPI, S3, Istio, KServe}
+	// addableParts are all that With and Without may name.
+	addableParts = append(slices.Clone(controlParts), Knative)
+)
 
 // parts returns what these options ask for, in the order of starting.
 func (o Options) parts() ([]Part, error) {
@@ -98,23 +105,23 @@ func (o Options) parts() ([]Part, error) {
 		parts = append(parts, controlParts...)
 	}
 	for _, p := range o.With {
-		if !slices.Contains(controlParts, p) {
-			return nil, fmt.Errorf("part %q cannot be added: it is none of %s", p, joinParts(controlParts))
+		if !slices.Contains(addableParts, p) {
+			return nil, fmt.Errorf("part %q cannot be added: it is none of %s", p, joinParts(addableParts))
 		}
 		if !slices.Contains(parts, p) {
 			parts = append(parts, p)
 		}
 	}
 	for _, p := range o.Without {
-		if !slices.Contains(controlParts, p) {
-			return nil, fmt.Errorf("part %q cannot be left out: it is none of %s", p, joinParts(controlParts))
+		if !slices.Contains(addableParts, p) {
+			return nil, fmt.Errorf("part %q cannot be left out: it is none of %s", p, joinParts(addableParts))
 		}
 		parts = slices.DeleteFunc(parts, func(q Part) bool { return p == q })
 	}
 	if slices.Contains(parts, KServe) && !slices.Contains(parts, GatewayAPI) {
 		parts = append(parts, GatewayAPI)
 	}
-	slices.SortFunc(parts, func(a, b Part) int { return slices.Index(controlParts, a) - slices.Index(controlParts, b) })
+	slices.SortFunc(parts, func(a, b Part) int { return slices.Index(addableParts, a) - slices.Index(addableParts, b) })
 	if o.Prometheus != "" {
 		parts = append(parts, Prometheus)
 	}

@@ -48,6 +48,13 @@ var (
 	dnsProgram = program{
 		name: "coredns", module: "coredns", pkg: ".", from: "github.com/coredns/coredns", about: "1 minute",
 	}
+	knativeControllerProgram = program{
+		name: "knative-controller", module: "knative", pkg: ".", from: "knative.dev/serving", about: "1 minute",
+	}
+	knativeWebhookProgram = program{
+		name: "knative-webhook", module: "knative", pkg: "knative.dev/serving/cmd/webhook", from: "knative.dev/serving",
+		about: "20 s",
+	}
 	keeperProgram = program{
 		name: "keeper", pkg: "./test/testbed/keeper", about: "2 s",
 		inputs: []string{"test/testbed/keeper", "test/testbed/internal/keep"},
@@ -71,6 +78,7 @@ var partPrograms = map[Part][]program{
 	S3:                {s3Program},
 	Istio:             {istiodProgram},
 	KServe:            {kserveProgram},
+	Knative:           {knativeControllerProgram, knativeWebhookProgram},
 	Pods:              {kubeletProgram, proxyProgram, runcProgram, dnsProgram, pauseProgram},
 }
 
@@ -104,23 +112,42 @@ var (
 		name: "istio", module: "istio", from: "istio.io/istio",
 		files: []string{"manifests/charts/base/files/crd-all.gen.yaml"},
 	}
+	knativeManifests = manifestSet{
+		name: "knative", module: "knative", from: "knative.dev/serving",
+		files: []string{
+			"config/core/300-resources/*.yaml", "config/core/configmaps/*.yaml", "config/core/webhooks/*.yaml",
+		},
+	}
+	knativeNetworking = manifestSet{
+		name: "knative-networking", module: "knative", from: "knative.dev/networking",
+		files: []string{
+			"config/certificate.yaml", "config/domain-claim.yaml", "config/ingress.yaml", "config/serverlessservice.yaml",
+			"config/config-network.yaml",
+		},
+	}
+	knativeCaching = manifestSet{
+		name: "knative-caching", module: "knative", from: "knative.dev/caching", files: []string{"config/image.yaml"},
+	}
 	gatewayManifests = manifestSet{
 		name: "gateway-api", module: "kserve", from: "sigs.k8s.io/gateway-api",
 		files: []string{"config/crd/standard/gateway*.yaml"},
 	}
 )
 
-var partManifests = map[Part]manifestSet{
-	KServe:     kserveManifests,
-	Istio:      istioManifests,
-	GatewayAPI: gatewayManifests,
+var partManifests = map[Part][]manifestSet{
+	KServe:     {kserveManifests},
+	Istio:      {istioManifests},
+	GatewayAPI: {gatewayManifests},
+	Knative:    {knativeManifests, knativeNetworking, knativeCaching},
 }
 
 func manifestsFor(parts []Part) []manifestSet {
 	var sets []manifestSet
 	for _, p := range parts {
-		if m, ok := partManifests[p]; ok && !slices.ContainsFunc(sets, func(s manifestSet) bool { return s.name == m.name }) {
-			sets = append(sets, m)
+		for _, m := range partManifests[p] {
+			if !slices.ContainsFunc(sets, func(s manifestSet) bool { return s.name == m.name }) {
+				sets = append(sets, m)
+			}
 		}
 	}
 	return sets

@@ -94,14 +94,26 @@ func (p Plan) Parts() map[Part]string {
 	return parts
 }
 
+// Marks are what pods that carry a plan are marked with.
+type Marks struct {
+	// Hash identifies the plan; "" that of nothing.
+	Hash string
+
+	// Parts identify each part.
+	Parts map[Part]string
+}
+
+// Marks returns the marks of the plan.
+func (p Plan) Marks() Marks { return Marks{Hash: p.Hash(), Parts: p.Parts()} }
+
 // Lacking returns the parts of the plan that a pod with these annotations does not carry as they are.
-func (p Plan) Lacking(annotations map[string]string) []Part {
-	if annotations[v1alpha1.AnnotationInjected] == p.Hash() {
+func (m Marks) Lacking(annotations map[string]string) []Part {
+	if annotations[v1alpha1.AnnotationInjected] == m.Hash {
 		return nil
 	}
 	carried := strings.Split(annotations[v1alpha1.AnnotationInjectedParts], ",")
 	var lacking []Part
-	for part, hash := range p.Parts() {
+	for part, hash := range m.Parts {
 		if !slices.Contains(carried, carriedText(part, hash)) {
 			lacking = append(lacking, part)
 		}

@@ -21,6 +21,8 @@ import (
 type Decision struct {
 	// Plan is what the pods get.
 	Plan Plan
+	// Marks are those of the plan.
+	Marks Marks
 	// Problems are values that make no sense; they are treated as absent.
 	Problems []Problem
 	// Picked are the policies that pick the subject, those that decide first coming first.
@@ -44,6 +46,7 @@ func Resolve(subject Subject, policies []v1alpha1.SidecarPolicy) Decision {
 		}
 	}
 	d.override(subject.Annotations)
+	d.Marks = d.Plan.Marks()
 	return d
 }
 

@@ -29,7 +29,10 @@ func SubjectOf(isvc *kserve.InferenceService, component v1alpha1.Component) Subj
 		uri = uris[0]
 	}
 	return Subject{
-		ModelURI: uri, Labels: isvc.Labels, Annotations: kserve.AnnotationsOf(isvc, component), Component: component,
-		Object: sync.OnceValues(func() (map[string]any, error) { return kserve.Content(isvc) }),
+		ModelURI:    uri,
+		Labels:      isvc.Labels,
+		Annotations: kserve.AnnotationsOf(isvc, component),
+		Component:   component,
+		Object:      sync.OnceValues(func() (map[string]any, error) { return kserve.Content(isvc) }),
 	}
 }
