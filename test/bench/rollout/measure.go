@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"sync"
 	"time"
 
@@ -67,50 +66,52 @@ const foreign = 77
 
 // drifts measures how long a foreign edit of the weights stays. A canary that is suspended is let go on for it.
 func (l *lab) drifts(ctx context.Context, s system, o options, r *results) error {
-	n := min(o.drifts, o.rollouts)
-	return each(n, max(s.lanes(), min(n, s.lanes()*n/10)), func(i int) error {
+	n, lanes := min(o.drifts, o.rollouts), 1
+	if s.lanes() > 1 {
+		lanes = n
+	}
+	return each(n, lanes, func(i int) error {
 		if s.lanes() > 1 {
 			if _, err := l.fulfil(ctx, s, i, o.patience); err != nil {
 				return err
 			}
 		}
-		key := s.key(i)
-		patch, err := moved(l.route(key))
-		if err != nil {
-			return err
-		}
-		if err := l.patch(ctx, virtualServiceKind, key, patch); err != nil {
-			return err
-		}
-		<-l.await(key, func(route *unstructured.Unstructured) bool { return canaryShare(route) >= foreign })
-		began := time.Now()
-		took, err := waitFor(ctx, l.await(key, func(route *unstructured.Unstructured) bool {
-			return canaryShare(route) < foreign
-		}), began, o.patience)
+		took, err := l.drift(ctx, s.key(i), o.patience)
 		if err != nil {
 			return err
 		}
 		r.add(s.name(), cellDrift, took)
-		if took == never {
-			if err := l.patch(ctx, virtualServiceKind, key, mustMove(l.route(key), 20)); err != nil {
-				return err
-			}
-		}
 		return s.rest(ctx, i)
 	})
 }
 
-var virtualServiceKind = virtualServices.GroupVersion().WithKind("VirtualService")
-
-// moved returns a merge patch that gives the canary of a route a foreign share.
-func moved(route *unstructured.Unstructured) (string, error) {
-	if route == nil {
-		return "", fmt.Errorf("there is no route to change")
+// drift makes a foreign edit and waits until it is undone. One that stays is taken back.
+func (l *lab) drift(ctx context.Context, key types.NamespacedName, patience time.Duration) (time.Duration, error) {
+	var began time.Time
+	seen := l.await(key, func(route *unstructured.Unstructured) bool {
+		if canaryShare(route) >= foreign {
+			began = time.Now()
+			return false
+		}
+		return !began.IsZero()
+	})
+	if err := l.patch(ctx, virtualServiceKind, key, moved(l.route(key), foreign)); err != nil {
+		return 0, err
 	}
-	return mustMove(route, foreign), nil
+	select {
+	case at := <-seen:
+		return at.Sub(began), nil
+	case <-time.After(patience):
+		return never, l.patch(ctx, virtualServiceKind, key, moved(l.route(key), 20))
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 }
 
-func mustMove(route *unstructured.Unstructured, percent int64) string {
+var virtualServiceKind = virtualServices.GroupVersion().WithKind("VirtualService")
+
+// moved returns a merge patch that gives the canary of a route a share.
+func moved(route *unstructured.Unstructured, percent int64) string {
 	rules, _, _ := unstructured.NestedSlice(route.Object, "spec", "http")
 	for _, rule := range rules {
 		destinations, _ := rule.(map[string]any)["route"].([]any)
