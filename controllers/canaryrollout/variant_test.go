@@ -54,7 +54,7 @@ func variantPods(isvc, service string, ready int) faults.Step {
 func TestVariantsAsSides(t *testing.T) {
 	w := newWorld(t)
 	r := newReconciler(w.Client, w)
-	const model = "modelFormat: {name: pytorch}, storageUri: s3://m/"
+	const model = "name: kserve-container, modelFormat: {name: pytorch}, storageUri: s3://m/"
 	do(t, w, inferenceService("v1", 2), kserveSpec("v1",
 		"{predictor: {model: {"+model+"1}}, canary: [{trafficPercent: 0, predictor: {name: next, model: {"+model+"2}}}]}"),
 		variantPods("v1", "v1-next-predictor", 0),
