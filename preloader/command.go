@@ -21,15 +21,19 @@ const usage = `Usage:
   preloader plan SOURCE DIRECTORY [...]               say what pull would do and need, and fetch nothing
   preloader verify DIRECTORY                          read a fetched tree and check every byte
   preloader warm DIRECTORY [...]                      bring trees into the page cache, as far as memory has room
+  preloader publish-cache [NAME=PATH|DIRECTORY ...]   pack what engines have compiled and put it where pulls find it
   preloader preflight [FLAGS]                         look at the pod's GPUs; needs the image preloader-gpu
   preloader load [FLAGS] PATH [...]                   load safetensors into GPU memory to prove them; the same
   preloader version                                   print the version
 
-SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json, warm --limit=SIZE. Settings come from the environment;
+SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json, warm --limit=SIZE, publish-cache
+--replace=true. Settings come from the environment;
 those named PRELOADER_ may also be given as flags, --verify=off for PRELOADER_VERIFY=off:
 AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_IO (auto, warm,
 bounded, direct), PRELOADER_CONNS, PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
 PRELOADER_METRICS (addresses and files), PRELOADER_NODE_CACHE (a directory), PRELOADER_NODE_CACHE_SIZE,
+PRELOADER_JIT_CACHE_URI (s3://bucket/path), PRELOADER_JIT_CACHE_KEY (engine=IMAGE,...), PRELOADER_JIT_CACHE_DIR,
+PRELOADER_JIT_CACHE_SIZE, PRELOADER_JIT_CACHE_DEADLINE, PRELOADER_JIT_CACHE_MODEL,
 PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_SELECT (all, safetensors), PRELOADER_LINT (on, off),
 PRELOADER_GPU (off, preflight, load), PRELOADER_GPU_FAIL (false, true), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
 `
@@ -72,6 +76,8 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 		return c.verify(ctx, args)
 	case "warm":
 		return c.warm(ctx, flags, args)
+	case "publish-cache":
+		return c.publishCache(ctx, flags, args)
 	case "version":
 		fmt.Fprintln(c.Stdout, Version())
 		return ExitOK
@@ -88,7 +94,7 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 func (c *Command) verb() (string, []string) {
 	if len(c.Args) > 0 {
 		switch first := c.Args[0]; first {
-		case "pull", "plan", "verify", "warm", "preflight", "load", "version", "help":
+		case "pull", "plan", "verify", "warm", "publish-cache", "preflight", "load", "version", "help":
 			return first, c.Args[1:]
 		case "-h", "-help", "--help":
 			return "help", nil

@@ -24,6 +24,7 @@
 // files), lint.go (whether they can be what they seem), plan.go (byte ranges), store.go and journal.go (the directory that is
 // written), fetch.go, stream.go, overtake.go and throttle.go (moving the bytes), verify.go and package crc
 // (trusting them), meter.go, progress.go, metrics.go and report.go (saying so). reuse.go and
-// package nodecache spare the network what the node has, warm.go the disk. plancommand.go and
-// forecast.go say all this beforehand.
+// package nodecache spare the network what the node has, warm.go the disk. jitpull.go brings
+// compiled kernels and jitpublish.go, with upload.go and package jitcache, makes them; what both
+// know of the store is in jitcache.go. plancommand.go and forecast.go say all this beforehand.
 package preloader

@@ -53,7 +53,7 @@ type stored struct {
 
 // asked is a request as a fault sees it.
 type asked struct {
-	op   string // List, Head or Get
+	op   string // List, Head or Get; Put, Begin, Part, Complete, Abort or Delete
 	key  string
 	off  int64
 	n    int64
@@ -204,7 +204,7 @@ func (s *faultServer) serve(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodGet:
 		s.get(w, r, key)
 	default:
-		refuse(w, http.StatusMethodNotAllowed, "MethodNotAllowed")
+		s.write(w, r, key)
 	}
 }
 

@@ -27,6 +27,12 @@ var settingFlags = []string{
 	"metrics",
 	"node-cache",
 	"node-cache-size",
+	"jit-cache-uri",
+	"jit-cache-dir",
+	"jit-cache-key",
+	"jit-cache-size",
+	"jit-cache-deadline",
+	"jit-cache-model",
 	"termination-log",
 }
 
@@ -34,6 +40,8 @@ var settingFlags = []string{
 var verbFlags = map[string][]string{
 	"plan": {"output"},
 	"warm": {"limit"},
+
+	"publish-cache": {"replace"},
 }
 
 // takeFlags splits arguments into those that stand for themselves and flags of

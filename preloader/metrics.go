@@ -83,6 +83,12 @@ func (m *metrics) page() string {
 		family("io_info", "gauge", "How bytes were written; always 1, told at the end.")
 		value("io_info", fmt.Sprintf("{mode=%q}", m.report.IO), 1)
 	}
+	if c := m.report.JITCache; c != nil {
+		family("jit_cache_info", "gauge", "What came of compiled kernels; always 1, told at the end.")
+		value("jit_cache_info", fmt.Sprintf("{state=%q,reason=%q}", c.State, c.Reason), 1)
+		one("jit_cache_bytes", "gauge", "Bytes of compiled kernels that were unpacked; told at the end.", float64(c.Bytes))
+		one("jit_cache_seconds", "gauge", "Seconds that were spent on compiled kernels; told at the end.", c.Seconds)
+	}
 	return b.String()
 }
 

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"serverless.xyz/outrigger/preloader/jitcache"
 )
 
 // VerifyMode says how much evidence a file needs before it gets its final name.
@@ -89,6 +91,9 @@ type Options struct {
 	// NodeCacheSize bounds it, in bytes; 0 stands for half of its file system.
 	NodeCacheSize int64
 
+	// JIT says which compiled kernels are brought beside the models.
+	JIT JITCacheOptions
+
 	// Meter, if not nil, counts what the run does for whoever watches.
 	Meter *Meter
 	// Metrics are the addresses and files at which Prometheus finds metrics.
@@ -140,6 +145,9 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 	}
 	if err := env.readNumbers(&opts); err != nil {
 		return Options{}, err
+	}
+	if err := env.readJITCache(&opts.JIT); err != nil {
+		return Options{}, configFailure("Correct it or leave it out.", "%v", err)
 	}
 	if opts.Metrics, err = parseMetrics(env.get("PRELOADER_METRICS")); err != nil {
 		return Options{}, configFailure("Correct it or leave it out.", "environment variable PRELOADER_METRICS: %v", err)
@@ -247,11 +255,30 @@ func (e environment) readNumbers(opts *Options) error {
 		{"PRELOADER_STALL", firstOf(stall, "20s"), intoDuration(&opts.Stall, time.Millisecond)},
 		{"PRELOADER_NODE_CACHE_SIZE", "auto", orAuto(intoBytes(&opts.NodeCacheSize, mebibyte))},
 		{"PRELOADER_DEADLINE", "0", intoDuration(&opts.Deadline, 0)},
+		{"PRELOADER_JIT_CACHE_SIZE", "16Gi", intoBytes(&opts.JIT.Size, mebibyte)},
+		{"PRELOADER_JIT_CACHE_DEADLINE", "2m", intoDuration(&opts.JIT.Deadline, time.Millisecond)},
 	}
 	for _, n := range numbers {
 		if err := n.set(firstOf(strings.TrimSpace(e.get(n.name)), n.fallback)); err != nil {
 			return configFailure("Correct it or leave it out.", "environment variable %s: %v", n.name, err)
 		}
+	}
+	return nil
+}
+
+// readJITCache reads what is neither a number nor a choice.
+func (e environment) readJITCache(jit *JITCacheOptions) error {
+	var err error
+	if jit.Key, err = jitcache.ParseKey(e.get("PRELOADER_JIT_CACHE_KEY")); err != nil {
+		return fmt.Errorf("environment variable PRELOADER_JIT_CACHE_KEY: %w", err)
+	}
+	jit.URI = e.get("PRELOADER_JIT_CACHE_URI")
+	if rest, ok := strings.CutPrefix(jit.URI, "s3://"); jit.URI != "" && (!ok || strings.Trim(rest, "/") == "") {
+		return fmt.Errorf("environment variable PRELOADER_JIT_CACHE_URI is %q, want s3://bucket/path", jit.URI)
+	}
+	jit.Dir = firstOf(e.get("PRELOADER_JIT_CACHE_DIR"), "/mnt/jit-cache")
+	for dir := range strings.SplitSeq(firstOf(e.get("PRELOADER_JIT_CACHE_MODEL"), "/mnt/models"), ",") {
+		jit.Models = append(jit.Models, strings.TrimSpace(dir))
 	}
 	return nil
 }

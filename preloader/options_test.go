@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"serverless.xyz/outrigger/preloader/jitcache"
 )
 
 func defaults() Options {
@@ -25,6 +27,13 @@ func defaults() Options {
 		Stall:          20 * time.Second,
 		Resume:         true,
 		GPU:            GPUOff,
+		JIT: JITCacheOptions{
+			Dir:      "/mnt/jit-cache",
+			Key:      jitcache.Key{},
+			Size:     16 << 30,
+			Deadline: 2 * time.Minute,
+			Models:   []string{"/mnt/models"},
+		},
 		TerminationLog: DefaultTerminationLog,
 	}
 }

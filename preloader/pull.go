@@ -4,6 +4,7 @@ package preloader
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -20,7 +21,7 @@ import (
 const defaultConns = 8
 
 // Pull fetches every pair in turn, as KServe does, and stops at the first
-// failure. The report covers what was done until then; it is never nil.
+// failure; then the compiled kernels that fit, which cannot make it fail. The report covers what was done until then; it is never nil.
 // The error, if any, is a *ExitError or the cause of the context's end.
 func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*Report, error) {
 	if opts.Deadline > 0 {
@@ -39,6 +40,15 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 		if err != nil {
 			return total, err
 		}
+	}
+	if opts.JIT.URI == "" {
+		return total, nil
+	}
+	total.JITCache = pullCaches(ctx, opts, pairs, log)
+	total.Seconds += total.JITCache.Seconds
+	// The models are there, so only a signal still counts.
+	if stopped, ok := errors.AsType[*StoppedError](context.Cause(ctx)); ok {
+		return total, stopped
 	}
 	return total, nil
 }

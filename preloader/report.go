@@ -41,6 +41,8 @@ type Report struct {
 	Evidence map[Evidence]int `json:"evidence,omitempty"`
 	// GPU is the verdict on the pod's GPUs, if one was asked for.
 	GPU *GPUVerdict `json:"gpu,omitempty"`
+	// JITCache is what came of compiled kernels, if any were asked for.
+	JITCache *CacheReport `json:"jitCache,omitempty"`
 }
 
 // add takes the report of a further pair in.
@@ -116,6 +118,9 @@ func (r *Report) summary() string {
 	if w := r.weakest(); w != "" {
 		text += ", checked by " + string(w)
 	}
+	if r.JITCache != nil {
+		text += "; " + strings.TrimSuffix(r.JITCache.String(), ".")
+	}
 	return text
 }
 
@@ -147,7 +152,7 @@ func terminationMessage(r *Report, f *ExitError) string {
 	if err != nil {
 		line = nil
 	}
-	if room := longestMessage - len(line) - 1; len(text) > room {
+	if room := max(longestMessage-len(line)-1, len("…")); len(text) > room {
 		text = strings.ToValidUTF8(text[:room-len("…")], "") + "…"
 	}
 	return text + "\n" + string(line)
