@@ -185,7 +185,7 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
 			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).
 				WithAsker(canaryrollout.NewAnalyst(o.PrometheusURL)).
-				WithWarmer(canaryrollout.NewStove()).SetupWithManager,
+				WithWarmer(canaryrollout.NewStove(clk)).SetupWithManager,
 		},
 	}
 	for _, one := range list {

@@ -66,7 +66,7 @@ func MaxSafe(policy v1alpha1.RolloutCapacity, needed int32, pods Pods, inForce i
 func share(pods, needed int32, policy v1alpha1.RolloutCapacity) int32 {
 	const whole = 100
 	carried := int64(pods) * whole * whole / (int64(needed) * int64(whole+policy.HeadroomPercent))
-	return int32(min(max(carried, 0), whole)) //nolint:gosec // 0 to 100.
+	return int32(min(max(carried, 0), whole))
 }
 
 // Limit bounds the canary's share by what MaxSafe says. A canary that stands in for a stable side without a ready

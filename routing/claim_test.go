@@ -218,7 +218,7 @@ func TestOrderOfListsDoesNotMatter(t *testing.T) {
 		route.Object["spec"].(map[string]any)["http"] = []any{map[string]any{"delegate": map[string]any{"name": "a"}}}
 		routes = append(routes, route)
 	}
-	for range len(others) {
+	for range others {
 		others, routes = append(others[1:], others[0]), append(routes[1:], routes[0])
 		if rival := FindRival(&subject, others, nil); rival == nil || rival.Name != "b" {
 			t.Errorf("among rollouts the rival is %+v, want b", rival)

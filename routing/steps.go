@@ -281,13 +281,21 @@ func (m *machine) goOn() {
 		m.endBake()
 	case step != nil && step.Pause != nil: // the step has been edited
 		m.arrive(v1alpha1.ReasonHolding)
+	default:
+		m.endStep(step)
+	}
+}
+
+// endStep ends a step that sets a weight, if nothing keeps it.
+func (m *machine) endStep(step *v1alpha1.RolloutStep) {
+	switch {
 	case m.held() && m.tooSmall():
 		m.explain(v1alpha1.ReasonStableTooSmall, fmt.Sprintf(
 			"The next step waits until stable has %d ready pods again, with which it can take everything back; it has %d.",
 			m.Attempt.StableReady, m.facts.StableReady))
 	case m.held():
 		m.advance(v1alpha1.ReasonHolding)
-	case m.PhaseReason == v1alpha1.ReasonStableTooSmall && !m.tooSmall():
+	case step != nil && m.PhaseReason == v1alpha1.ReasonStableTooSmall && !m.tooSmall():
 		m.explain(v1alpha1.ReasonHolding, m.about(step))
 	case m.Phase == v1alpha1.PhaseProgressing && m.expired():
 		m.enter(v1alpha1.PhaseHolding, v1alpha1.ReasonInconclusive, fmt.Sprintf(

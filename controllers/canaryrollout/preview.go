@@ -40,12 +40,8 @@ func (r *Reconciler) Preview(ctx context.Context, rollout *v1alpha1.CanaryRollou
 
 func previewOf(rollout *v1alpha1.CanaryRollout, p plan, seen observed) (Preview, error) {
 	preview := Preview{Weights: p.weights, Desired: p.desired, Why: p.held}
-	refusal := p.stalled
-	if refusal == nil && p.route != nil && seen.route != nil {
-		refusal = checkOwner(rollout, seen.route)
-	}
-	if refusal != nil {
-		preview.Why = refusal.Error()
+	if refused := p.refusedBy(rollout, seen); refused != "" {
+		preview.Why = refused
 		return preview, nil
 	}
 	before, after, err := p.change(seen)
@@ -54,6 +50,19 @@ func previewOf(rollout *v1alpha1.CanaryRollout, p plan, seen observed) (Preview,
 	}
 	preview.Diff, err = routing.Diff(before, after)
 	return preview, err
+}
+
+// refusedBy says why a plan would not be carried out, empty if it would.
+func (p plan) refusedBy(rollout *v1alpha1.CanaryRollout, seen observed) string {
+	switch {
+	case p.stalled != nil:
+		return p.stalled.Error()
+	case p.route != nil && seen.route != nil:
+		if err := checkOwner(rollout, seen.route); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
 }
 
 // change returns the route that a plan changes, before and after; both are nil if it changes none.

@@ -16,6 +16,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
@@ -36,6 +37,7 @@ const (
 // can be lost at any time: pods are then asked again, and a share that is in force stays.
 type Stove struct {
 	client *http.Client
+	clock  clock.PassiveClock
 	jobs   chan heating
 	warmed chan event.GenericEvent
 
@@ -65,8 +67,9 @@ type heating struct {
 }
 
 // NewStove returns a Stove. It goes directly to the pods, whatever proxy the environment names.
-func NewStove() *Stove {
+func NewStove(clk clock.PassiveClock) *Stove {
 	return &Stove{
+		clock: clk,
 		client: &http.Client{
 			Transport:     &http.Transport{MaxIdleConnsPerHost: 1, IdleConnTimeout: time.Minute},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -152,7 +155,7 @@ func (s *Stove) tidy(now time.Time) {
 
 // work warms a pod and wakes its rollout.
 func (s *Stove) work(ctx context.Context, job heating) {
-	began := time.Now()
+	began := s.clock.Now()
 	err := s.heat(ctx, job)
 	if ctx.Err() != nil {
 		return
@@ -163,7 +166,7 @@ func (s *Stove) work(ctx context.Context, job heating) {
 			h.busy, h.warm, h.failure = false, err == nil, ""
 			if err != nil {
 				h.failure = fmt.Sprintf("Pod %s is not warm: it %s.", job.pod.Name, err)
-				h.again = job.At.Add(time.Since(began) + warmAgain)
+				h.again = job.At.Add(s.clock.Since(began) + warmAgain)
 			}
 		}
 	}
@@ -181,11 +184,11 @@ func (s *Stove) work(ctx context.Context, job heating) {
 func (s *Stove) heat(ctx context.Context, job heating) error {
 	last := time.Duration(0)
 	for range job.Warmup.Count {
-		began := time.Now()
+		began := s.clock.Now()
 		if err := s.ask(ctx, job); err != nil {
 			return err
 		}
-		last = time.Since(began)
+		last = s.clock.Since(began)
 	}
 	if most := job.Warmup.MaxLatency; most != nil && last > most.Duration {
 		return fmt.Errorf("took longer than the %s of maxLatency for its last answer", most.Duration)

@@ -17,6 +17,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/canaryrollout"
@@ -40,7 +41,7 @@ func podAt(t *testing.T, name string, handler http.HandlerFunc) canaryrollout.Po
 
 func startStove(t *testing.T) *canaryrollout.Stove {
 	t.Helper()
-	s := canaryrollout.NewStove()
+	s := canaryrollout.NewStove(clock.RealClock{})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.Start(ctx) })

@@ -41,8 +41,8 @@ type lab struct {
 	bed    *testbed.Testbed
 	client client.Client
 	say    func(format string, args ...any)
-	cancel context.CancelFunc
-	ctx    context.Context //nolint:containedctx // the controllers live as long as the lab.
+	// running are the controllers.
+	running sync.WaitGroup
 
 	mu      sync.Mutex
 	routes  map[types.NamespacedName]*unstructured.Unstructured
@@ -71,12 +71,11 @@ func newLab(ctx context.Context, say func(string, ...any)) (*lab, error) {
 		routes:  map[types.NamespacedName]*unstructured.Unstructured{},
 		waiters: map[types.NamespacedName][]*waiter{},
 	}
-	l.ctx, l.cancel = context.WithCancel(ctx)
 	if err := l.define(ctx); err != nil {
 		l.close()
 		return nil, err
 	}
-	if err := l.watch(); err != nil {
+	if err := l.watch(ctx); err != nil {
 		l.close()
 		return nil, err
 	}
@@ -84,7 +83,7 @@ func newLab(ctx context.Context, say func(string, ...any)) (*lab, error) {
 }
 
 func (l *lab) close() {
-	l.cancel()
+	l.running.Wait()
 	if err := l.bed.Stop(); err != nil {
 		l.say("stopping the testbed: %v", err)
 	}
@@ -125,7 +124,7 @@ func (l *lab) define(ctx context.Context) error {
 }
 
 // watch follows all routes, and has Deployments and ReplicaSets be ready.
-func (l *lab) watch() error {
+func (l *lab) watch(ctx context.Context) error {
 	config := l.bed.Config()
 	config.QPS = -1
 	dyn, err := dynamic.NewForConfig(config)
@@ -148,11 +147,11 @@ func (l *lab) watch() error {
 		return fmt.Errorf("connecting to the API server: %w", err)
 	}
 	workloads := informers.NewSharedInformerFactory(clientset, 0)
-	if err := pretend(l.ctx, workloads, clientset); err != nil {
+	if err := pretend(ctx, workloads, clientset); err != nil {
 		return err
 	}
-	routes.Start(l.ctx.Done())
-	workloads.Start(l.ctx.Done())
+	routes.Start(ctx.Done())
+	workloads.Start(ctx.Done())
 	return nil
 }
 

@@ -30,8 +30,9 @@ type options struct {
 func main() {
 	ctrllog.SetLogger(logr.Discard())
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, parse()); err != nil {
+	err := run(ctx, parse())
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -62,11 +63,14 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(ctx)
 	l, err := newLab(ctx, say)
 	if err != nil {
+		stop()
 		return err
 	}
 	defer l.close()
+	defer stop() // before, so that the controllers end
 	systems := []system{&outrigger{lab: l}, &argo{lab: l}, &flagger{lab: l}}
 	for _, s := range systems {
 		say("starting %s %s with %d canaries", s.name(), programs[s.name()].version, o.rollouts)

@@ -96,7 +96,7 @@ func output(ctx context.Context, dir, name string, args ...string) (string, erro
 }
 
 // launch runs a controller until the context ends, with its output in a file beside the program.
-func launch(ctx context.Context, path string, env []string, args ...string) error {
+func (l *lab) launch(ctx context.Context, path string, env []string, args ...string) error {
 	log, err := os.Create(path + ".log")
 	if err != nil {
 		return fmt.Errorf("making the log: %w", err)
@@ -107,11 +107,11 @@ func launch(ctx context.Context, path string, env []string, args ...string) erro
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", path, err)
 	}
-	go func() {
+	l.running.Go(func() {
 		if err := cmd.Wait(); err != nil && ctx.Err() == nil {
 			fmt.Fprintf(os.Stderr, "%s ended: %v; see %s\n", filepath.Base(path), err, log.Name())
 		}
 		_ = log.Close()
-	}()
+	})
 	return nil
 }

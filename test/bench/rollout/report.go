@@ -158,7 +158,7 @@ no KServe and no istiod, and Deployments and ReplicaSets are said to be ready as
 %s`+"```"+`
 `, machine(), runtime.NumCPU(), runtime.Version(), edits, len(r.samples[nameOutrigger][cellDrift]), o.rounds,
 		time.Now().UTC().Format("2006-01-02."), r.table(), r.lines())
-	if err := os.WriteFile(o.out, []byte(text), 0o644); err != nil { //nolint:gosec // a report is for everybody.
+	if err := os.WriteFile(o.out, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
 	}
 	return nil

@@ -117,7 +117,7 @@ func (o *outrigger) start(ctx context.Context, program string) error {
 			return err
 		}
 	}
-	return launch(o.ctx, program, []string{"KUBECONFIG=" + o.bed.Kubeconfig(), "POD_NAMESPACE=outrigger-system"},
+	return o.launch(ctx, program, []string{"KUBECONFIG=" + o.bed.Kubeconfig(), "POD_NAMESPACE=outrigger-system"},
 		"--webhook-address=127.0.0.1:18443", "--metrics-address=0", "--probe-address=0", "--zap-log-level=error")
 }
 
@@ -180,7 +180,7 @@ func (a *argo) start(ctx context.Context, program string) error {
 			return err
 		}
 	}
-	return launch(a.ctx, program, nil, "--kubeconfig="+a.bed.Kubeconfig(), "--leader-elect=false", "--loglevel=error",
+	return a.launch(ctx, program, nil, "--kubeconfig="+a.bed.Kubeconfig(), "--leader-elect=false", "--loglevel=error",
 		"--metricsPort=18091", "--healthzPort=18092")
 }
 
@@ -250,7 +250,7 @@ func (a *argo) awaitHealthy(ctx context.Context, key types.NamespacedName) error
 			return nil
 		}
 	}
-	return fmt.Errorf("Rollout %s is not healthy after %s", key.Name, setUp) //nolint:staticcheck // a name begins with a capital.
+	return fmt.Errorf("rollout %s is not healthy after %s", key.Name, setUp)
 }
 
 func (*argo) lanes() int { return 1 }
@@ -277,7 +277,7 @@ func (f *flagger) start(ctx context.Context, program string) error {
 	if err := f.namespace(ctx, "flagger"); err != nil {
 		return err
 	}
-	return launch(f.ctx, program, nil, "-kubeconfig="+f.bed.Kubeconfig(), "-mesh-provider=istio", "-log-level=error",
+	return f.launch(ctx, program, nil, "-kubeconfig="+f.bed.Kubeconfig(), "-mesh-provider=istio", "-log-level=error",
 		"-port=18093", "-metrics-server=http://127.0.0.1:9", "-enable-config-tracking=false")
 }
 
@@ -330,11 +330,7 @@ func (f *flagger) awaitInitialized(ctx context.Context, key types.NamespacedName
 			return nil
 		}
 	}
-	return fmt.Errorf(
-		"Canary %s is not initialized after %s",
-		key.Name,
-		setUp,
-	) //nolint:staticcheck // a name begins with a capital.
+	return fmt.Errorf("canary %s is not initialized after %s", key.Name, setUp)
 }
 
 func (*flagger) lanes() int { return 10 }
