@@ -424,3 +424,45 @@ func TestKernelsGoOnAfterKillAndSignal(t *testing.T) {
 		})
 	}
 }
+
+func TestPlanTellsOfKernels(t *testing.T) {
+	s := modelAndKernels(t)
+	models, dir := t.TempDir(), t.TempDir()
+	show := func(env settings) (CachePlan, string) {
+		t.Helper()
+		env = with(jitSettings(s, dir), env)
+		plan, code, _ := planned(t, env, "s3://models/m", models)
+		if code != ExitOK || plan.JITCache == nil {
+			t.Fatalf("code %d, plan %+v", code, plan)
+		}
+		return *plan.JITCache, plan.JITCache.String()
+	}
+	if got, text := show(nil); got.State != "" || !strings.Contains(text, "once the model is there") {
+		t.Errorf("before the model: %s %s", got.State, text)
+	}
+	wantCode(
+		t,
+		run(t, with(jitSettings(s, dir), settings{"PRELOADER_JIT_CACHE_URI": ""}), "s3://models/m", models),
+		ExitOK,
+		"Completed",
+	)
+	got, text := show(nil)
+	if got.State != CacheReady || got.Files != 4 || got.Unpacked != 9_507_220 ||
+		!strings.Contains(text, "9.5 MB for triton, vllm, 9.5 MB with 4 files when unpacked into "+dir) {
+		t.Errorf("with the model: %+v %s", got, text)
+	}
+	if got, text := show(
+		settings{"PRELOADER_JIT_CACHE_SIZE": "1Mi"},
+	); got.State != CacheUnused ||
+		!strings.Contains(text, "Raise it") {
+		t.Errorf("too large: %+v %s", got, text)
+	}
+	other := settings{"PRELOADER_JIT_CACHE_KEY": "engine=sglang,gpu=none,tp=1", "PRELOADER_JIT_CACHE_SIZE": ""}
+	if got, text := show(other); got.State != CacheAbsent || !strings.Contains(text, "the closest one has engine=vllm-0.11.0") {
+		t.Errorf("another engine: %+v %s", got, text)
+	}
+	wantCode(t, run(t, jitSettings(s, dir), "s3://models/m", models), ExitOK, "Completed")
+	if got, text := show(nil); got.State != CacheInPlace || text != "in place for triton, vllm" {
+		t.Errorf("after the pull: %+v %s", got, text)
+	}
+}

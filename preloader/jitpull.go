@@ -59,13 +59,18 @@ func capitalized(s string) string {
 	return s
 }
 
+// destinations lists the pairs' directories.
+func destinations(pairs []Pair) []string {
+	var dirs []string
+	for _, p := range pairs {
+		dirs = append(dirs, p.Dest)
+	}
+	return dirs
+}
+
 // stageCaches does it and fills in the report.
 func stageCaches(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger, report *CacheReport) error {
-	var models []string
-	for _, p := range pairs {
-		models = append(models, p.Dest)
-	}
-	c, err := openCaches(ctx, opts, models, log)
+	c, err := openCaches(ctx, opts, destinations(pairs), log)
 	if err != nil {
 		return err
 	}

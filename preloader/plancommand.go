@@ -31,6 +31,8 @@ type Plan struct {
 	Memory MemoryPlan `json:"memory"`
 	// Forecast is absent if nothing would be fetched.
 	Forecast *Forecast `json:"forecast,omitempty"`
+	// JITCache is absent if no compiled kernels were asked for.
+	JITCache *CachePlan `json:"jitCache,omitempty"`
 	// Failure is what the pull would end with, as far as that shows beforehand.
 	Failure *PlanFailure `json:"failure,omitempty"`
 }
@@ -148,6 +150,9 @@ func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger)
 		}
 	}
 	plan.Forecast = m.pace.forecast(plan, opts.Conns, m.cpus())
+	if err == nil && opts.JIT.URI != "" {
+		plan.JITCache = planCaches(ctx, opts, pairs, plan.Forecast == nil, log)
+	}
 	if err != nil && ctx.Err() == nil {
 		f := asFailure(err)
 		plan.Failure = &PlanFailure{Code: f.Code, Reason: f.Reason, Message: sentence(f)}
@@ -428,6 +433,9 @@ func (plan *Plan) String() string {
 		line("memory limit", "%s, %s of it free", formatBytes(plan.Memory.Limit), formatBytes(*plan.Memory.Room))
 	case plan.Memory.Room != nil:
 		line("memory limit", "none; the machine has %s available", formatBytes(*plan.Memory.Room))
+	}
+	if plan.JITCache != nil {
+		line("kernels", "%s", plan.JITCache)
 	}
 	if f := plan.Forecast; f != nil {
 		line("forecast", "%s", f)

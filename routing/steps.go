@@ -91,7 +91,7 @@ type machine struct {
 func (m *machine) superseded() bool {
 	was, is := m.Attempt.Canary, m.facts.Canary
 	switch {
-	case was.InferenceService != is.InferenceService || was.Variant != is.Variant:
+	case was.InferenceService != is.InferenceService, was.Variant != is.Variant:
 		return true
 	case m.Phase == v1alpha1.PhaseSucceeded, was.UID == "", is.UID == "":
 		return false

@@ -31,7 +31,7 @@ func Sticky(spec v1alpha1.CanaryRolloutSpec) *Stickiness {
 	if spec.Stickiness == nil {
 		return nil
 	}
-	s := &Stickiness{Salt: spec.Canary.InferenceService}
+	s := &Stickiness{Salt: spec.Canary.InferenceService + "/" + spec.Canary.Variant}
 	if header := spec.Stickiness.Header; header != nil {
 		s.Header = header.Name
 	}

@@ -282,7 +282,7 @@ type CanaryRevision struct {
 	// +optional
 	InferenceService string `json:"inferenceService,omitempty"`
 
-	// variant is that of the side.
+	// variant is the name of the variant of its predictor, empty if it is the predictor.
 	// +optional
 	Variant string `json:"variant,omitempty"`
 

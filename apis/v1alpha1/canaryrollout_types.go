@@ -16,6 +16,8 @@ const (
 	ReasonRouteAmbiguous = "RouteAmbiguous"
 	// ReasonUnsupportedDeploymentMode says that a side runs in a deployment mode of KServe that cannot be routed.
 	ReasonUnsupportedDeploymentMode = "UnsupportedDeploymentMode"
+	// ReasonUnsupportedVariant says that a side is a variant of an InferenceService whose variants have one entry.
+	ReasonUnsupportedVariant = "UnsupportedVariant"
 	// ReasonRouteNotWritten says that the route could not be written yet and that it is tried again.
 	ReasonRouteNotWritten = "RouteNotWritten"
 	// ReasonRouteNotBound says that the rollout's VirtualService is in place but that no VirtualService with a host
@@ -40,8 +42,6 @@ const (
 	ReasonDryRun = "DryRun"
 	// ReasonInvalidColour says that a colour cannot be told in the language of routes.
 	ReasonInvalidColour = "InvalidColour"
-	// ReasonSidesAreOne says that both sides are the same pods, as after a variant has become the predictor.
-	ReasonSidesAreOne = "SidesAreOne"
 	// ReasonModelNamesDiffer says that the two sides serve models of different names, so that what is asked of one is not
 	// found on the other.
 	ReasonModelNamesDiffer = "ModelNamesDiffer"
@@ -57,7 +57,7 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
-// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || has(self.stable.variant) != has(self.canary.variant) || (has(self.stable.variant) && self.stable.variant != self.canary.variant)",message="stable and canary must be two different InferenceServices, or two variants of one"
+// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || has(self.stable.variant) != has(self.canary.variant) || has(self.stable.variant) && self.stable.variant != self.canary.variant",message="stable and canary must be two different InferenceServices, or two variants of one: set canary.variant to the predictor.name of an entry of spec.canary"
 // +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.stickiness) || self.routing.mode != 'Adopt'",message="stickiness needs a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.shadow) || self.routing.mode != 'Adopt'",message="shadow needs a route of Outrigger's own; use mode Owned or Delegate"
@@ -342,20 +342,15 @@ type RolloutSide struct {
 	// +kubebuilder:validation:MaxLength=253
 	InferenceService string `json:"inferenceService"`
 
-	// variant is the predictor.name of an entry of the InferenceService's spec.canary, or of its predictor. When unset,
-	// its predictor is meant, or its transformer if it has one.
+	// variant is the predictor.name of an entry of the InferenceService's spec.canary, by which KServe runs a second
+	// predictor beside the first without sending it requests. When unset, the side is the predictor itself. One that has
+	// become the predictor, as a promotion makes it, is still found by this name. Not with a transformer, through
+	// which the requests for all variants go.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	Variant string `json:"variant,omitempty"`
-}
-
-// String returns the side's name in messages.
-func (s RolloutSide) String() string {
-	if s.Variant == "" {
-		return s.InferenceService
-	}
-	return s.InferenceService + "/" + s.Variant
 }
 
 // RolloutRouting says through which route the traffic flows.

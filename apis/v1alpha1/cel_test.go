@@ -540,12 +540,6 @@ var rules = map[string]struct {
 		refused: "{stable: {inferenceService: a}, canary: {inferenceService: a}}",
 		wants:   "must be two different InferenceServices",
 	},
-	"the variants of one InferenceService differ": {
-		kind:    "CanaryRollout",
-		taken:   "{stable: {inferenceService: a}, canary: {inferenceService: a, variant: b}}",
-		refused: "{stable: {inferenceService: a, variant: b}, canary: {inferenceService: a, variant: b}}",
-		wants:   "must be two different InferenceServices, or two variants of one",
-	},
 	"dryRun is not for strategies": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", dryRun: true}}",
@@ -575,6 +569,12 @@ var rules = map[string]struct {
 		taken:     sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 60}}}}",
 		refused:   sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 61}}}}",
 		wantField: "spec.routing.driftPolicy.maxRepairsPerMinute",
+	},
+	"variants of one InferenceService differ": {
+		kind:    "CanaryRollout",
+		taken:   "{stable: {inferenceService: a}, canary: {inferenceService: a, variant: v2}}",
+		refused: "{stable: {inferenceService: a, variant: v2}, canary: {inferenceService: a, variant: v2}}",
+		wants:   "or two variants of one",
 	},
 	"Adopt needs a reference": {
 		kind:    "CanaryRollout",

@@ -45,8 +45,12 @@ type sideReport struct {
 	Applied *int32 `json:"applied,omitempty"`
 }
 
+// name is what the side is called in pictures.
 func (s sideReport) name() string {
-	return v1alpha1.RolloutSide{InferenceService: s.InferenceService, Variant: s.Variant}.String()
+	if s.Variant == "" {
+		return s.InferenceService
+	}
+	return s.InferenceService + "/" + s.Variant
 }
 
 type phaseReport struct {

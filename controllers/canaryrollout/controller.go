@@ -177,7 +177,7 @@ func (r *Reconciler) report(
 	if was, is := rollout.Status.Weights.Applied, after.Status.Weights.Applied; is != nil && (was == nil || *was != *is) {
 		r.recorder.Event(after, corev1.EventTypeNormal, v1alpha1.ReasonWeightsChanged,
 			fmt.Sprintf("%s gets %d percent, %s %d.",
-				rollout.Spec.Stable, is.Stable, rollout.Spec.Canary, is.Canary))
+				nameOf(rollout.Spec.Stable), is.Stable, nameOf(rollout.Spec.Canary), is.Canary))
 	}
 	return after, nil
 }

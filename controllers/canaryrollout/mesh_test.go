@@ -371,6 +371,12 @@ func startMesh(t *testing.T) (*testbed.Testbed, *testcluster.Cluster) {
 	if err := bed.InstallCRDs(t.Context(), crds...); err != nil {
 		t.Fatal(err)
 	}
+	return bed, clusterOf(t, bed)
+}
+
+// clusterOf returns a testbed's API server as worlds want it.
+func clusterOf(t *testing.T, bed *testbed.Testbed) *testcluster.Cluster {
+	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, kserve.AddToScheme} {
 		if err := add(scheme); err != nil {
@@ -381,7 +387,7 @@ func startMesh(t *testing.T) (*testbed.Testbed, *testcluster.Cluster) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bed, &testcluster.Cluster{Config: bed.Config(), Client: c}
+	return &testcluster.Cluster{Config: bed.Config(), Client: c}
 }
 
 // TestTrafficFollowsHTTPRoutes is the same way by the Gateway API's routes: istiod as their controller accepts them,

@@ -92,19 +92,22 @@ func (r *Reconciler) observeRoutes(ctx context.Context, rollout *v1alpha1.Canary
 func (r *Reconciler) side(
 	ctx context.Context, rollout *v1alpha1.CanaryRollout, of v1alpha1.RolloutSide, seen observed,
 ) (side, error) {
-	one := side{name: of.String()}
 	var isvc kserve.InferenceService
 	err := r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: of.InferenceService}, &isvc)
 	if apierrors.IsNotFound(err) {
-		one.entry = guessEntry(rollout, of, seen)
-		one.revision = v1alpha1.CanaryRevision{InferenceService: of.InferenceService, Variant: of.Variant}
-		return one, nil
+		return side{
+			of: of, entry: guessEntry(rollout, of, seen),
+			revision: v1alpha1.CanaryRevision{InferenceService: of.InferenceService, Variant: of.Variant},
+		}, nil
 	}
 	if err != nil {
 		return side{}, fmt.Errorf("reading InferenceService %q: %w", of.InferenceService, err)
 	}
-	one.exists = isvc.DeletionTimestamp == nil && kserve.HasVariant(&isvc, of.Variant)
-	one.supported, one.entry = kserve.UsesServices(&isvc), kserve.EntryOf(&isvc, of.Variant)
+	one := side{
+		of: of, exists: isvc.DeletionTimestamp == nil && kserve.HasVariant(&isvc, of.Variant),
+		supported: kserve.UsesServices(&isvc), entry: kserve.EntryOf(&isvc, of.Variant),
+		transformed: kserve.Has(&isvc, v1alpha1.ComponentTransformer),
+	}
 	if one.revision, err = kserve.RevisionOf(&isvc, of.Variant); err != nil {
 		return side{}, err
 	}

@@ -52,14 +52,16 @@ type observed struct {
 	rival *routing.Rival
 }
 
-// side is one of the two InferenceServices, or a variant of one.
+// side is one of the two sides.
 type side struct {
-	// name is what it is called in messages.
-	name string
+	// of is what the spec says of it.
+	of v1alpha1.RolloutSide
 	// exists tells whether it exists and is to stay.
 	exists bool
 	// supported tells whether its requests enter by a Service.
 	supported bool
+	// transformed tells whether they go through a transformer first.
+	transformed bool
 	// entry is where requests enter it.
 	entry kserve.Entry
 	// ready is the number of ready endpoints behind the entry, and ill that of those that are to stay and are not ready.
@@ -196,7 +198,7 @@ func unfit(rollout *v1alpha1.CanaryRollout, seen observed) string {
 	}
 	return fmt.Sprintf("%s serves the model %q and %s the model %q, so that requests for one are not found on the other: give "+
 		"both the same --model_name, or set modelNames to Any if their servers know more names than their arguments tell.",
-		seen.stable.name, strings.Join(stable, ", "), seen.canary.name, strings.Join(canary, ", "))
+		nameOf(seen.stable.of), strings.Join(stable, ", "), nameOf(seen.canary.of), strings.Join(canary, ", "))
 }
 
 // bind finds out where clients find the route.
@@ -234,18 +236,20 @@ func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
 			seen.rival.Kind, seen.rival.Namespace, seen.rival.Name)
 	}
 	for _, one := range []side{seen.stable, seen.canary} {
-		if one.exists && !one.supported {
+		switch {
+		case one.exists && !one.supported:
 			return status.Stalledf(
 				v1alpha1.ReasonUnsupportedDeploymentMode,
 				"InferenceService %q is not in deployment mode Standard; make it so with the annotation serving.kserve.io/deploymentMode",
-				one.name,
+				one.of.InferenceService,
+			)
+		case one.of.Variant != "" && one.transformed:
+			return status.Stalledf(
+				v1alpha1.ReasonUnsupportedVariant,
+				"InferenceService %q has a transformer, through which the requests for all its variants go; remove the "+
+					"transformer, or make the variant %q an InferenceService of its own", one.of.InferenceService, one.of.Variant,
 			)
 		}
-	}
-	if seen.stable.exists && seen.canary.exists && seen.stable.entry.Service == seen.canary.entry.Service {
-		return status.Stalledf(v1alpha1.ReasonSidesAreOne,
-			"%s and %s are the same pods, those of Service %q; name another canary, or delete the rollout",
-			seen.stable.name, seen.canary.name, seen.stable.entry.Service)
 	}
 	return nil
 }
@@ -387,9 +391,25 @@ func hostOf(route *unstructured.Unstructured) string {
 func (p *plan) hold(one side) {
 	if one.exists {
 		p.heldReason = v1alpha1.ReasonInferenceServiceNotReady
-		p.held = fmt.Sprintf("InferenceService %q has no ready pod; the route is left as it is until it has.", one.name)
+		p.held = titleOf(one.of) + " has no ready pod; the route is left as it is until it has."
 		return
 	}
 	p.heldReason = v1alpha1.ReasonInferenceServiceNotFound
-	p.held = fmt.Sprintf("InferenceService %q does not exist; the route is left as it is until it does.", one.name)
+	p.held = titleOf(one.of) + " does not exist; the route is left as it is until it does."
+}
+
+// titleOf names a side in a sentence of its own.
+func titleOf(one v1alpha1.RolloutSide) string {
+	if one.Variant != "" {
+		return fmt.Sprintf("Variant %q of InferenceService %q", one.Variant, one.InferenceService)
+	}
+	return fmt.Sprintf("InferenceService %q", one.InferenceService)
+}
+
+// nameOf names a side within a sentence.
+func nameOf(one v1alpha1.RolloutSide) string {
+	if one.Variant != "" {
+		return one.InferenceService + "/" + one.Variant
+	}
+	return one.InferenceService
 }

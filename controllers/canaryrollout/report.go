@@ -83,7 +83,7 @@ func failed(kind, reason, message string) status.Condition {
 // readyCondition says whether the traffic flows as asked.
 func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	const notReady = v1alpha1.ReasonInferenceServiceNotReady
-	stable, canary := rollout.Spec.Stable.String(), rollout.Spec.Canary.String()
+	stable, canary := nameOf(rollout.Spec.Stable), nameOf(rollout.Spec.Canary)
 	switch {
 	case p.held != "":
 		return failed(v1alpha1.ConditionReady, p.heldReason, p.held)
@@ -97,22 +97,22 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 			"%s gets nothing of the %d percent asked: %s", canary, p.desired.Canary, p.unfit))
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"InferenceService %q has no ready pod, so it gets nothing of the %d percent asked.", canary, p.desired.Canary))
+			"%s has no ready pod, so it gets nothing of the %d percent asked.", titleOf(rollout.Spec.Canary), p.desired.Canary))
 	case p.outcome == routing.OutcomeStableNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"InferenceService %q has no ready pod, so %q gets everything.", stable, canary))
+			"%s has no ready pod, so %q gets everything.", titleOf(rollout.Spec.Stable), canary))
 	case p.outcome == routing.OutcomeNoneReady:
-		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"InferenceService %q has no ready pod, and no other may stand in for it.", stable))
+		return failed(v1alpha1.ConditionReady, notReady,
+			titleOf(rollout.Spec.Stable)+" has no ready pod, and no other may stand in for it.")
 	case p.outcome == routing.OutcomeCanaryAtCapacity:
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryAtCapacity, fmt.Sprintf(
-			"InferenceService %q gets %d of the %d percent asked, because its ready pods carry no more; "+
+			"%s gets %d of the %d percent asked, because its ready pods carry no more; "+
 				"%d carry all traffic, and capacity asks for %d percent more.",
-			canary, p.weights.Canary, p.desired.Canary, p.needed, headroom(rollout)))
+			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary, p.needed, headroom(rollout)))
 	case p.outcome == routing.OutcomeCanaryCold:
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryCold, fmt.Sprintf(
-			"InferenceService %q gets %d of the %d percent asked, because pods of it are not warm.",
-			canary, p.weights.Canary, p.desired.Canary))
+			"%s gets %d of the %d percent asked, because pods of it are not warm.",
+			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary))
 	default:
 		return status.Condition{
 			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,

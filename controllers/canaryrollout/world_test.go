@@ -254,7 +254,7 @@ func virtualService(t *testing.T, w *faults.World, name string) *unstructured.Un
 	return vs
 }
 
-// weights returns the weights of a route by the first label of their destinations.
+// weights returns the weights of a route by the Services of their destinations, without KServe's ending.
 func weights(t *testing.T, vs *unstructured.Unstructured, route string) string {
 	t.Helper()
 	if vs == nil {
@@ -269,7 +269,8 @@ func weights(t *testing.T, vs *unstructured.Unstructured, route string) string {
 		for _, destination := range one.(map[string]any)["route"].([]any) {
 			host, _, _ := unstructured.NestedString(destination.(map[string]any), "destination", "host")
 			weight, _, _ := unstructured.NestedInt64(destination.(map[string]any), "weight")
-			_, _ = fmt.Fprintf(&text, "%.2s=%d ", host, weight)
+			service, _, _ := strings.Cut(host, ".")
+			_, _ = fmt.Fprintf(&text, "%s=%d ", strings.TrimSuffix(service, "-predictor"), weight)
 		}
 	}
 	return text.String()

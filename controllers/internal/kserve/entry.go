@@ -23,7 +23,7 @@ type Entry struct {
 	Selector map[string]string
 }
 
-// EntryOf returns the entry of a variant of an InferenceService; "" is the one that its own URL leads to.
+// EntryOf returns the entry of an InferenceService or, if variant is not empty, of that variant of its predictor.
 func EntryOf(isvc *InferenceService, variant string) Entry {
 	switch {
 	case variant != "":
@@ -35,23 +35,24 @@ func EntryOf(isvc *InferenceService, variant string) Entry {
 	}
 }
 
-// HasVariant reports whether an InferenceService has a variant: a predictor of that name, be it the one in production or
-// one of spec.canary.
+// HasVariant reports whether an InferenceService has a variant of its predictor: an entry of spec.canary, or the
+// predictor itself, which a variant becomes when it is promoted by giving its name to the predictor. All have the
+// variant without a name.
 func HasVariant(isvc *InferenceService, variant string) bool {
-	return variant == "" || isvc.Spec.Predictor.Name == variant || canaryNamed(isvc, variant) != nil
+	return variant == "" || variant == isvc.Spec.Predictor.Name || canaryNamed(isvc, variant) != nil
 }
 
-func canaryNamed(isvc *InferenceService, variant string) *v1beta1.CanarySpec {
+func canaryNamed(isvc *InferenceService, name string) *v1beta1.CanarySpec {
 	for i := range isvc.Spec.Canary {
-		if isvc.Spec.Canary[i].Predictor.Name == variant {
+		if isvc.Spec.Canary[i].Predictor.Name == name {
 			return &isvc.Spec.Canary[i]
 		}
 	}
 	return nil
 }
 
-// GuessEntries returns the entries that a variant of an InferenceService of a name may have had that does not exist, the
-// likeliest first.
+// GuessEntries returns the entries that an InferenceService of a name, or a variant of it, may have had that does not
+// exist, the likeliest first.
 func GuessEntries(name, variant string) []Entry {
 	if variant != "" {
 		return []Entry{entry(constants.PredictorServiceName(name, variant))}

@@ -19,8 +19,8 @@ var scaling = []string{
 	"minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling", "canaryTrafficPercent",
 }
 
-// RevisionOf returns what tells a variant of an InferenceService, and what its pods are made from, from others. KServe
-// makes those of a canary from its own predictor laid over that of the InferenceService.
+// RevisionOf returns what tells an InferenceService, or a variant of its predictor, and what its pods are made from, from
+// others.
 func RevisionOf(isvc *InferenceService, variant string) (v1alpha1.CanaryRevision, error) {
 	revision := v1alpha1.CanaryRevision{
 		InferenceService: isvc.Name, Variant: variant, UID: isvc.UID, Generation: isvc.Generation,
@@ -30,14 +30,12 @@ func RevisionOf(isvc *InferenceService, variant string) (v1alpha1.CanaryRevision
 		return revision, fmt.Errorf("converting InferenceService %s: %w", isvc.Name, err)
 	}
 	delete(spec, "canary")
-	if canary := canaryNamed(isvc, variant); variant != "" && canary != nil {
-		predictor, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&canary.Predictor)
-		if err != nil {
-			return revision, fmt.Errorf("converting canary %s of InferenceService %s: %w", variant, isvc.Name, err)
+	if canary := canaryNamed(isvc, variant); canary != nil {
+		if spec["variant"], err = runtime.DefaultUnstructuredConverter.ToUnstructured(&canary.Predictor); err != nil {
+			return revision, fmt.Errorf("converting variant %s of InferenceService %s: %w", variant, isvc.Name, err)
 		}
-		spec["canary"] = predictor
 	}
-	for _, component := range []string{"predictor", "transformer", "explainer", "canary"} {
+	for _, component := range []string{"predictor", "transformer", "explainer", "variant"} {
 		fields, _ := spec[component].(map[string]any)
 		for _, field := range scaling {
 			delete(fields, field)

@@ -41,6 +41,48 @@ func TestRevisionOf(t *testing.T) {
 	}
 }
 
+// TestRevisionOfAVariant: a variant is made from the predictor and from what its entry says otherwise, and the predictor
+// knows nothing of variants.
+func TestRevisionOfAVariant(t *testing.T) {
+	of := func(variant, predictor, canary string) string {
+		t.Helper()
+		var isvc kserve.InferenceService
+		if err := yaml.Unmarshal([]byte("spec: {predictor: {"+predictor+"}, canary: ["+canary+"]}"), &isvc); err != nil {
+			t.Fatal(err)
+		}
+		got, err := kserve.RevisionOf(&isvc, variant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Variant != variant {
+			t.Errorf("variant %q, want %q", got.Variant, variant)
+		}
+		return got.Hash
+	}
+	const model, v2 = `model: {modelFormat: {name: x}, storageUri: "s3://m/1"}`, `predictor: {name: v2, model: {storageUri: "s3://m/2"}}`
+	predictor, variant := of("", model, ""), of("v2", model, "{"+v2+", trafficPercent: 0}")
+	for what, tc := range map[string]struct{ got, want string }{
+		"a variant beside the predictor":    {of("", model, "{"+v2+", trafficPercent: 0}"), predictor},
+		"the share that KServe is told":     {of("v2", model, "{"+v2+", trafficPercent: 9}"), variant},
+		"replicas of the predictor":         {of("v2", model+", minReplicas: 4", "{"+v2+", trafficPercent: 0}"), variant},
+		"a variant beside the variant":      {of("v2", model, "{predictor: {name: v3}, trafficPercent: 0}, {"+v2+", trafficPercent: 0}"), variant},
+		"a variant that is not there (yet)": {of("v2", model, ""), predictor},
+	} {
+		if tc.got != tc.want {
+			t.Errorf("%s makes another revision", what)
+		}
+	}
+	for what, other := range map[string]string{
+		"another model of the variant":   of("v2", model, `{predictor: {name: v2, model: {storageUri: "s3://m/3"}}, trafficPercent: 0}`),
+		"another timeout of both":        of("v2", model+", timeout: 5", "{"+v2+", trafficPercent: 0}"),
+		"the predictor, not the variant": predictor,
+	} {
+		if other == variant {
+			t.Errorf("%s makes no other revision", what)
+		}
+	}
+}
+
 func revision(t *testing.T, text string) (r struct {
 	InferenceService, UID, Hash string
 	Generation                  int64

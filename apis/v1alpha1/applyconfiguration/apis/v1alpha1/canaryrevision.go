@@ -13,7 +13,7 @@ import (
 type CanaryRevisionApplyConfiguration struct {
 	// inferenceService is its name.
 	InferenceService *string `json:"inferenceService,omitempty"`
-	// variant is that of the side.
+	// variant is the name of the variant of its predictor, empty if it is the predictor.
 	Variant *string `json:"variant,omitempty"`
 	// uid is that of the InferenceService.
 	UID *types.UID `json:"uid,omitempty"`

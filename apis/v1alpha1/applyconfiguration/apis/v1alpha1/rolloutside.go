@@ -9,8 +9,10 @@ package v1alpha1
 type RolloutSideApplyConfiguration struct {
 	// inferenceService is the name of an InferenceService of the rollout's namespace.
 	InferenceService *string `json:"inferenceService,omitempty"`
-	// variant is the predictor.name of an entry of the InferenceService's spec.canary, or of its predictor. When unset,
-	// its predictor is meant, or its transformer if it has one.
+	// variant is the predictor.name of an entry of the InferenceService's spec.canary, by which KServe runs a second
+	// predictor beside the first without sending it requests. When unset, the side is the predictor itself. One that has
+	// become the predictor, as a promotion makes it, is still found by this name. Not with a transformer, through
+	// which the requests for all variants go.
 	Variant *string `json:"variant,omitempty"`
 }
 
