@@ -344,28 +344,28 @@ func (c *Command) publishWhenIdle(
 	ctx context.Context, opts Options, flags map[string]string, args []string, idle time.Duration, log *slog.Logger,
 ) (*Publication, error) {
 	log.Info("Waiting until engines have compiled, and for " + idle.String() + " nothing more")
-	var done *Publication
 	var before jitcache.Activity
-	for since := time.Now(); done == nil; {
+	for since := time.Now(); ; {
 		trees, err := jitcache.FindTrees(args, opts.JIT.Dir, c.Getenv)
 		now := jitcache.Look(trees)
 		if err != nil || now != before || now.Files == 0 {
 			before, since = now, time.Now()
 		}
 		if time.Since(since) >= idle {
-			if done, err = c.publishTrees(ctx, opts, flags, args, log); err != nil {
-				f := failureOf(err)
-				log.Warn(sentence(f), "reason", f.Reason)
-				done, since = nil, time.Now()
+			done, err := c.publishTrees(ctx, opts, flags, args, log)
+			if err == nil {
+				log.Info(done.String(), "uri", done.URI)
+				<-ctx.Done()
+				return done, nil
 			}
+			f := failureOf(err)
+			log.Warn(sentence(f), "reason", f.Reason)
+			since = time.Now()
 		}
 		if err := sleep(ctx, min(idle/4, 10*time.Second)); err != nil {
-			return done, err
+			return nil, err
 		}
 	}
-	log.Info(done.String(), "uri", done.URI)
-	<-ctx.Done()
-	return done, nil
 }
 
 func (c *Command) publishTrees(
