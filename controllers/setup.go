@@ -63,9 +63,14 @@ type Options struct {
 	LeaderElection bool
 	// MemcachedImage is the image of a Memcached that names none.
 	MemcachedImage string
-	// PreloaderImage and FeatureCacheImage are injected where a SidecarPolicy names none.
+	// PreloaderImage and FeatureCacheImage are injected where a SidecarPolicy names none, PreloaderGPUImage in place of
+	// PreloaderImage where GPUs are checked.
 	PreloaderImage    string
+	PreloaderGPUImage string
 	FeatureCacheImage string
+	// NodeCachePath is a directory of nodes below which pods may share fetched models, each namespace in a folder of its
+	// own; empty allows none.
+	NodeCachePath string
 	// AllowedImages limits the images that a SidecarPolicy may name; none allows all. One that ends in "/" stands for all
 	// images below it.
 	AllowedImages []string
@@ -124,7 +129,8 @@ func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 
 func sidecarSettings(config *rest.Config, o Options) (sidecar.Settings, error) {
 	settings := sidecar.Settings{
-		Preloader: o.PreloaderImage, FeatureCache: o.FeatureCacheImage, Allowed: o.AllowedImages,
+		Preloader: o.PreloaderImage, PreloaderGPU: o.PreloaderGPUImage, FeatureCache: o.FeatureCacheImage,
+		Allowed: o.AllowedImages, NodeCachePath: o.NodeCachePath,
 	}
 	if o.NativeSidecars != nil {
 		settings.PlainSidecars = !*o.NativeSidecars

@@ -474,6 +474,12 @@ var rules = map[string]struct {
 		refused:   "preload: {io: Cold}",
 		wantField: "spec.preload.io",
 	},
+	"what is done about GPUs is known": {
+		kind:      "SidecarPolicy",
+		taken:     `preload: {gpu: "Off"}`,
+		refused:   "preload: {gpu: Warm}",
+		wantField: "spec.preload.gpu",
+	},
 	"the mode of a cache is known": {
 		kind:      "SidecarPolicy",
 		taken:     "featureCache: {memcachedRef: {name: a}, mode: Shared}",

@@ -59,6 +59,8 @@ const (
 	ReasonWaitingForNodeCaches = "WaitingForNodeCaches"
 	// ReasonNoRoom says that a pod cannot have a sidecar beside what it has already.
 	ReasonNoRoom = "NoRoom"
+	// ReasonNoGPU says that GPUs were to be checked, and the pod has none that can be.
+	ReasonNoGPU = "NoGPU"
 	// ReasonForbiddenByKnative says that Knative's webhooks refuse what KServe makes of an InferenceService, so that there
 	// is no pod to equip.
 	ReasonForbiddenByKnative = "ForbiddenByKnative"

@@ -8,6 +8,10 @@ const (
 	// AnnotationPreload set to "true" has the model fetched by Outrigger's preloader; "false" forbids it whatever a
 	// policy says.
 	AnnotationPreload = GroupName + "/preload"
+	// AnnotationWarmGPU set to "true" or "preflight" has the GPUs of the pod checked while the model is fetched, which
+	// brings the preloader; "load" also loads the model into them, to prove that it fits and arrives intact. "false"
+	// forbids both whatever a policy says. GPU memory is freed when the check ends: the model server loads the model anew.
+	AnnotationWarmGPU = GroupName + "/warm-gpu"
 	// AnnotationFeatureCache names the Memcached, in the same namespace, that the pods use as their feature cache;
 	// "none" forbids a feature cache whatever a policy says.
 	AnnotationFeatureCache = GroupName + "/feature-cache"

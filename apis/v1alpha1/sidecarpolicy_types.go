@@ -172,6 +172,14 @@ type Preload struct {
 	// +kubebuilder:default=Auto
 	IO PreloadIO `json:"io,omitempty"`
 
+	// gpu says what is done about the GPUs of the model's container, if it has any of NVIDIA's. Preflight checks them while
+	// the model is fetched, which takes no time of its own. Load also loads the model into their memory once it is there,
+	// to prove that it fits and arrives intact; it does not stay there. Whatever is found stands in the log and in the
+	// container's termination message, and the pod starts. The image, if set, must hold the GPU program.
+	// +optional
+	// +kubebuilder:default=Off
+	GPU PreloadGPU `json:"gpu,omitempty"`
+
 	// resources are the requests and limits of the container that fetches the model, in place of those that KServe
 	// gives to all. Those that are unset stay KServe's.
 	// +optional
@@ -181,6 +189,26 @@ type Preload struct {
 	// declares is left alone.
 	// +optional
 	Volume *PreloadVolume `json:"volume,omitempty"`
+
+	// nodeCache keeps fetched models for other pods of the node, which take and prove them in place of fetching them. When
+	// unset, every pod fetches for itself.
+	// +optional
+	NodeCache *PreloadNodeCache `json:"nodeCache,omitempty"`
+}
+
+// PreloadNodeCache is where pods of a node share fetched models.
+type PreloadNodeCache struct {
+	// claimName names a PersistentVolumeClaim of the policy's namespace that the pods mount, writable for the user of the
+	// container that fetches the model. When unset, it is a directory of the node below the one that the administrator
+	// has chosen by --node-cache-path, one for each namespace.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	ClaimName string `json:"claimName,omitempty"`
+
+	// size is the most that is kept there. When unset, half of the file system.
+	// +optional
+	Size *resource.Quantity `json:"size,omitempty"`
 }
 
 // PreloadIO sets what fetching does with the node's memory.
@@ -199,6 +227,22 @@ const (
 	PreloadBounded PreloadIO = "Bounded"
 	// PreloadDirect passes the page cache by.
 	PreloadDirect PreloadIO = "Direct"
+)
+
+// PreloadGPU says what is done about the GPUs of a pod.
+//
+// +enum
+// +kubebuilder:validation:Enum=Off;Preflight;Load
+type PreloadGPU string
+
+// What may be done about the GPUs of a pod.
+const (
+	// PreloadGPUOff leaves them alone.
+	PreloadGPUOff PreloadGPU = "Off"
+	// PreloadGPUPreflight checks them while the model is fetched.
+	PreloadGPUPreflight PreloadGPU = "Preflight"
+	// PreloadGPULoad also loads the model into their memory, to prove that it fits.
+	PreloadGPULoad PreloadGPU = "Load"
 )
 
 // PreloadResources are the requests and limits of the container that fetches the model.

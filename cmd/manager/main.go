@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -70,8 +71,12 @@ func parse() (controllers.Options, zap.Options, error) {
 		"image of a Memcached that names none")
 	flag.StringVar(&o.PreloaderImage, "preloader-image", "ghcr.io/outrigger/preloader:v0.1.0",
 		"image of the preloader where a SidecarPolicy names none")
+	flag.StringVar(&o.PreloaderGPUImage, "preloader-gpu-image", "ghcr.io/outrigger/preloader-gpu:v0.1.0",
+		"image of the preloader where GPUs are checked and a SidecarPolicy names none")
 	flag.StringVar(&o.FeatureCacheImage, "feature-cache-image", "ghcr.io/outrigger/outrigger:v0.1.0",
 		"image of the feature cache")
+	flag.StringVar(&o.NodeCachePath, "node-cache-path", "",
+		"directory of nodes below which pods of a namespace may share fetched models (default none)")
 	flag.StringVar(&allowedImages, "allowed-images", "",
 		"comma-separated images that a SidecarPolicy may name; one that ends in / stands for all below it (default all)")
 	flag.StringVar(&nativeSidecars, "native-sidecars", "auto",
@@ -101,6 +106,9 @@ func parse() (controllers.Options, zap.Options, error) {
 		o.NativeSidecars = new(nativeSidecars == "always")
 	default:
 		return o, logOptions, fmt.Errorf("--native-sidecars: %q is none of auto, always and never", nativeSidecars)
+	}
+	if o.NodeCachePath != "" && (!path.IsAbs(o.NodeCachePath) || path.Clean(o.NodeCachePath) == "/") {
+		return o, logOptions, fmt.Errorf("--node-cache-path: %q is no absolute path of a directory", o.NodeCachePath)
 	}
 	if allowedImages != "" {
 		o.AllowedImages = strings.Split(allowedImages, ",")

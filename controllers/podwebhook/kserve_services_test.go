@@ -10,6 +10,7 @@ const (
 	cacheOnly
 	preloadOnly
 	preloadAndCache
+	gpuAndCache
 )
 
 // kserveService is an InferenceService, and what the pods of its Deployments are expected to get under a policy that
@@ -73,6 +74,14 @@ var kserveServices = []kserveService{
 	{name: "from-nowhere", spec: `predictor: {huggingface: {args: [--model_id=org/m]}}`, want: of(cacheOnly)},
 	{name: "from-key", spec: `predictor: {sklearn: {storage: {key: mine, path: m}}}`, want: of(preloadAndCache)},
 	{name: "from-key-of-hdfs", spec: `predictor: {sklearn: {storage: {key: hdfs, path: m}}}`, want: of(cacheOnly)},
+	// By a LocalModelCache: KServe mounts a claim in place of fetching.
+	{name: "from-cache", spec: `predictor: {sklearn: {storageUri: "s3://cached/m"}}`, want: of(cacheOnly)},
+	{
+		name:        "from-cache-not",
+		annotations: `{serving.kserve.io/disable-localmodel: "true"}`,
+		spec:        `predictor: {sklearn: {storageUri: "s3://cached/m"}}`,
+		want:        of(preloadAndCache),
+	},
 	{
 		name: "from-many",
 		spec: `predictor: {storageUris: [{uri: "s3://b/m", mountPath: /mnt/models/a}, {uri: "s3://b/n", mountPath: /mnt/models/b}], model: {modelFormat: {name: sklearn}}}`,
@@ -190,6 +199,26 @@ var kserveServices = []kserveService{
 		name:        "annotated",
 		labels:      `team: red`,
 		annotations: `{outrigger.serverless.xyz/preload: "true", outrigger.serverless.xyz/feature-cache: features}`,
+		spec:        `predictor: {sklearn: {storageUri: "s3://b/m"}}`,
+		want:        of(preloadAndCache),
+	},
+	{
+		name:        "gpu",
+		annotations: `outrigger.serverless.xyz/warm-gpu: "true"`,
+		spec: `{predictor: {sklearn: {storageUri: "s3://b/m", resources: {limits: {nvidia.com/gpu: "2"}}}}, ` +
+			`transformer: {containers: [{name: kserve-container, image: own}]}}`,
+		want: map[string]equipment{"predictor": gpuAndCache, "transformer": cacheOnly},
+	},
+	{
+		name:        "gpu-of-many",
+		annotations: `outrigger.serverless.xyz/warm-gpu: load`,
+		spec: `predictor: {storageUris: [{uri: "s3://b/m", mountPath: /mnt/models/a}, {uri: "s3://b/n", mountPath: /mnt/models/b}], ` +
+			`model: {modelFormat: {name: sklearn}, resources: {limits: {nvidia.com/mig-1g.10gb: "1"}}}}`,
+		want: of(gpuAndCache),
+	},
+	{
+		name:        "gpu-of-nobody",
+		annotations: `outrigger.serverless.xyz/warm-gpu: "true"`,
 		spec:        `predictor: {sklearn: {storageUri: "s3://b/m"}}`,
 		want:        of(preloadAndCache),
 	},

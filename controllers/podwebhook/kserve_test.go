@@ -55,6 +55,13 @@ stringData:
   hdfs: '{"type": "hdfs", "HDFS_NAMENODE": "http://hdfs"}'
 `
 
+const localModel = `
+apiVersion: serving.kserve.io/v1alpha1
+kind: LocalModelCache
+metadata: {name: cached}
+spec: {sourceModelUri: "s3://cached/m", modelSize: 1Gi, nodeGroups: [all]}
+`
+
 // TestPodsOfKServe has the real KServe make Deployments of InferenceServices of all kinds, and creates their pods, dry,
 // three times: without our webhook, with it behind KServe's, and with it before KServe's. The pods must differ exactly
 // where they are equipped.
@@ -91,7 +98,7 @@ func checkPod(t *testing.T, key string, plain, equipped *corev1.Pod, want equipm
 	hasCache := slices.ContainsFunc(got.Spec.InitContainers, func(c corev1.Container) bool {
 		return c.Name == v1alpha1.ContainerFeatureCache && c.Image == images.FeatureCache
 	})
-	if wantCache := want == cacheOnly || want == preloadAndCache; hasCache != wantCache {
+	if wantCache := want == cacheOnly || want == preloadAndCache || want == gpuAndCache; hasCache != wantCache {
 		t.Errorf("%s: has a feature cache: %v, want %v", key, hasCache, wantCache)
 	}
 	hasPreload := slices.ContainsFunc(got.Spec.InitContainers, func(c corev1.Container) bool {
@@ -100,11 +107,31 @@ func checkPod(t *testing.T, key string, plain, equipped *corev1.Pod, want equipm
 	if wantPreload := want == preloadOnly || want == preloadAndCache; hasPreload != wantPreload {
 		t.Errorf("%s: has the preloader: %v, want %v", key, hasPreload, wantPreload)
 	}
+	hasGPU := slices.ContainsFunc(got.Spec.InitContainers, func(c corev1.Container) bool {
+		return c.Name == kserve.ContainerStorageInitializer && c.Image == images.PreloaderGPU &&
+			slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "PRELOADER_GPU" }) &&
+			slices.Equal(devices(c), devices(got.Spec.Containers[0]))
+	})
+	if hasGPU != (want == gpuAndCache) {
+		t.Errorf("%s: has its GPUs checked: %v, want %v", key, hasGPU, want == gpuAndCache)
+	}
 	takeAway(got, plain)
 	before, after := textOf(t, plain), textOf(t, got)
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("%s: the rest of the pod differs (-without +with):\n%s", key, diff)
 	}
+}
+
+// devices lists what a container has of the node's devices.
+func devices(c corev1.Container) []string {
+	var list []string
+	for name, count := range c.Resources.Limits {
+		if strings.Contains(string(name), "/") {
+			list = append(list, fmt.Sprintf("%s: %s", name, count.String()))
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // takeAway removes from a pod all that our webhook may have added.
@@ -120,15 +147,20 @@ func takeAway(pod, plain *corev1.Pod) {
 		for i := range list {
 			c := &list[i]
 			c.Env = slices.DeleteFunc(c.Env, func(e corev1.EnvVar) bool {
-				return e.Name == "PRELOADER_VERIFY" ||
+				return e.Name == "PRELOADER_VERIFY" || e.Name == "PRELOADER_GPU" ||
 					e.Name == v1alpha1.EnvFeatureCacheAddr && e.Value == "127.0.0.1:11211"
 			})
 			if len(c.Env) == 0 {
 				c.Env = nil
 			}
-			if c.Image == images.Preloader {
-				at := slices.IndexFunc(plain.Spec.InitContainers, func(p corev1.Container) bool { return p.Name == c.Name })
-				c.Image, c.ImagePullPolicy = plain.Spec.InitContainers[at].Image, plain.Spec.InitContainers[at].ImagePullPolicy
+			if c.Image == images.Preloader || c.Image == images.PreloaderGPU {
+				before := plain.Spec.InitContainers[slices.IndexFunc(plain.Spec.InitContainers, func(p corev1.Container) bool {
+					return p.Name == c.Name
+				})]
+				if c.Image == images.PreloaderGPU {
+					c.Resources = before.Resources
+				}
+				c.Image, c.ImagePullPolicy = before.Image, before.ImagePullPolicy
 			}
 		}
 	}
@@ -159,6 +191,7 @@ func startKServe(t *testing.T, with ...testbed.Part) *kserveWorld {
 	t.Helper()
 	tb, err := testbed.Start(t.Context(), testbed.Options{
 		Size: testbed.API, With: append([]testbed.Part{testbed.ControllerManager, testbed.KServe}, with...),
+		KServeConfig: map[string]string{"localModel": `{"enabled": true, "jobNamespace": "models"}`},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -177,9 +210,11 @@ func startKServe(t *testing.T, with ...testbed.Part) *kserveWorld {
 	if err := tb.InstallCRDs(t.Context(), filepath.Join(root, "config/crd/bases")); err != nil {
 		t.Fatal(err)
 	}
-	runtimes, err := filepath.Glob(
-		filepath.Join(testcluster.ModuleDir(t, "github.com/kserve/kserve"), "config/runtimes/kserve-*.yaml"),
-	)
+	shipped := filepath.Join(testcluster.ModuleDir(t, "github.com/kserve/kserve"), "config")
+	if err := tb.InstallCRDs(t.Context(), filepath.Join(shipped, "crd/full/localmodel")); err != nil {
+		t.Fatal(err)
+	}
+	runtimes, err := filepath.Glob(filepath.Join(shipped, "runtimes/kserve-*.yaml"))
 	if err != nil || len(runtimes) < 10 {
 		t.Fatalf("runtimes %v, %v", runtimes, err)
 	}
@@ -191,6 +226,7 @@ func startKServe(t *testing.T, with ...testbed.Part) *kserveWorld {
 		"apiVersion: v1\nkind: Namespace\nmetadata: {name: models}\n",
 		everything,
 		storageSecret,
+		localModel,
 	); err != nil {
 		t.Fatal(err)
 	}

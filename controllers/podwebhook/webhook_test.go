@@ -31,7 +31,7 @@ import (
 
 const namespace = "models"
 
-var images = sidecar.Settings{Preloader: "preloader:1", FeatureCache: "outrigger:1"}
+var images = sidecar.Settings{Preloader: "preloader:1", PreloaderGPU: "preloader-gpu:1", FeatureCache: "outrigger:1"}
 
 func scheme(tb testing.TB) *runtime.Scheme {
 	tb.Helper()

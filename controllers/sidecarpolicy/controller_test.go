@@ -216,6 +216,22 @@ func TestImageThatIsNotAllowedStalls(t *testing.T) {
 	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionFalse, v1alpha1.ReasonNotStalled)
 }
 
+func TestADirectoryOfNodesThatIsNotAllowedStalls(t *testing.T) {
+	w := newWorld(t)
+	p := preloadPolicy()
+	p.Spec.Preload.NodeCache = &v1alpha1.PreloadNodeCache{}
+	do(t, w, create(p))
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonRefused)
+	p = get(t, w)
+	do(t, w, func(ctx context.Context, w *faults.World) error {
+		p.Spec.Preload.NodeCache.ClaimName = "models"
+		return w.Client.Update(ctx, p)
+	})
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionFalse, v1alpha1.ReasonNotStalled)
+}
+
 func newWorld(t *testing.T) *faults.World {
 	t.Helper()
 	return faults.NewWorld(t, testcluster.New(t))

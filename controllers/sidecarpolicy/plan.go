@@ -144,6 +144,10 @@ func defect(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error) err
 		if refused := seen.settings.CheckAllowed(p.Image); refused != nil {
 			return status.Stalledf(v1alpha1.ReasonRefused, "spec.preload.image: %v; the manager's own is used.", refused)
 		}
+		if p.NodeCache != nil && p.NodeCache.ClaimName == "" && seen.settings.NodeCachePath == "" {
+			return status.Stalledf(v1alpha1.ReasonRefused, "spec.preload.nodeCache: the administrator allows no directory of "+
+				"nodes (--node-cache-path), so that every pod fetches for itself; set claimName, or leave nodeCache out.")
+		}
 	}
 	return nil
 }

@@ -52,6 +52,8 @@ const knativeSays = `fails to reconcile predictor: admission webhook "validation
 func TestWarningOnAnInferenceService(t *testing.T) {
 	noRoom := modelPod("m-1", service, "0123")
 	noRoom.Annotations[v1alpha1.AnnotationProblems] = "container helper listens on port 11211"
+	noGPU := modelPod("m-1", service, "0123")
+	noGPU.Annotations[v1alpha1.AnnotationProblems] = "annotation " + v1alpha1.AnnotationWarmGPU + ": container c has no GPU"
 	for name, tc := range map[string]struct {
 		service    *kserve.InferenceService
 		others     []client.Object
@@ -81,6 +83,23 @@ func TestWarningOnAnInferenceService(t *testing.T) {
 		"an address that the preloader cannot fetch": {
 			service:    model("hf://org/m", map[string]string{v1alpha1.AnnotationPreload: "true"}),
 			wantReason: v1alpha1.ReasonInvalidAnnotation, wantText: `"hf://org/m"`,
+		},
+		"GPUs checked beside a preloader that cannot fetch": {
+			service:    model("hf://org/m", map[string]string{v1alpha1.AnnotationWarmGPU: "true"}),
+			wantReason: v1alpha1.ReasonInvalidAnnotation,
+			wantText:   "annotation " + v1alpha1.AnnotationWarmGPU + `: the preloader fetches s3:// addresses, and "hf://org/m"`,
+		},
+		"nothing to fetch": {
+			service:    inferenceService(service, map[string]string{v1alpha1.AnnotationPreload: "true"}),
+			wantReason: v1alpha1.ReasonInvalidAnnotation, wantText: "neither storageUri nor storage",
+		},
+		"a model that the node has already": {
+			service:    onTheNode(model("s3://b/m", map[string]string{v1alpha1.AnnotationPreload: "true"})),
+			wantReason: v1alpha1.ReasonInvalidAnnotation, wantText: `by LocalModelCache "cached"`,
+		},
+		"a pod without a GPU": {
+			service: model("s3://b/m", map[string]string{v1alpha1.AnnotationWarmGPU: "true"}), others: []client.Object{noGPU},
+			wantReason: v1alpha1.ReasonNoGPU, wantText: "has no GPU",
 		},
 		"the same address, and a policy meant for many": {
 			service: model("hf://org/m", nil), others: []client.Object{preloadPolicy()},
@@ -163,6 +182,12 @@ func model(uri string, annotations map[string]string) *kserve.InferenceService {
 	isvc.Spec.Predictor.Containers = []corev1.Container{{
 		Name: kserve.ContainerPredictor, Image: "server", Env: []corev1.EnvVar{{Name: "STORAGE_URI", Value: uri}},
 	}}
+	return isvc
+}
+
+// onTheNode is an InferenceService as KServe's webhook marks one whose model a LocalModelCache has.
+func onTheNode(isvc *kserve.InferenceService) *kserve.InferenceService {
+	isvc.Labels = map[string]string{"internal.serving.kserve.io/localmodel": "cached"}
 	return isvc
 }
 

@@ -75,7 +75,11 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 		}
 	}
 	for _, text := range podProblems(seen.pods) {
-		add(sidecar.Problem{Reason: v1alpha1.ReasonNoRoom, Message: text})
+		reason := v1alpha1.ReasonNoRoom
+		if strings.Contains(text, v1alpha1.AnnotationWarmGPU) { // a pod carries no more than the text
+			reason = v1alpha1.ReasonNoGPU
+		}
+		add(sidecar.Problem{Reason: reason, Message: text})
 	}
 	if len(problems) == 0 {
 		return nil
@@ -90,19 +94,38 @@ func warningFor(isvc *kserve.InferenceService, seen around) *kserve.Warning {
 // unfetchable reports a preloader that an annotation asks for, of a model that it cannot fetch. A policy is meant for
 // many InferenceServices, so that there it is no mistake.
 func unfetchable(isvc *kserve.InferenceService, component v1alpha1.Component) (sidecar.Problem, bool) {
-	if kserve.AnnotationsOf(isvc, component)[v1alpha1.AnnotationPreload] != "true" {
+	annotations := kserve.AnnotationsOf(isvc, component)
+	var asked string
+	switch gpu := annotations[v1alpha1.AnnotationWarmGPU]; {
+	case annotations[v1alpha1.AnnotationPreload] == "true":
+		asked = v1alpha1.AnnotationPreload
+	case gpu == "true" || gpu == "preflight" || gpu == "load":
+		asked = v1alpha1.AnnotationWarmGPU
+	default:
 		return sidecar.Problem{}, false
+	}
+	why := notFetched(isvc, component)
+	return sidecar.Problem{
+		Reason: v1alpha1.ReasonInvalidAnnotation, Message: fmt.Sprintf("annotation %s: %s; it is left to KServe", asked, why),
+	}, why != ""
+}
+
+// notFetched tells why the preloader cannot fetch a component's model, or "". What is said of a whole InferenceService
+// holds for its transformer too, which need not have a model.
+func notFetched(isvc *kserve.InferenceService, component v1alpha1.Component) string {
+	isPredictor := component == v1alpha1.ComponentPredictor
+	if name := kserve.LocalModel(isvc); isPredictor && name != "" {
+		return fmt.Sprintf("the model is on the node already, by LocalModelCache %q, and nothing is fetched", name)
 	}
 	for _, uri := range kserve.StorageURIs(isvc, component) {
 		if !sidecar.CanPreload(uri) {
-			return sidecar.Problem{
-				Reason: v1alpha1.ReasonInvalidAnnotation,
-				Message: fmt.Sprintf("annotation %s: the preloader fetches s3:// addresses, and %q is none; it is left to KServe",
-					v1alpha1.AnnotationPreload, uri),
-			}, true
+			return fmt.Sprintf("the preloader fetches s3:// addresses, and %q is none", uri)
 		}
 	}
-	return sidecar.Problem{}, false
+	if isPredictor && !kserve.FetchesModel(isvc, component) {
+		return "the predictor has neither storageUri nor storage, so that there is nothing to fetch"
+	}
+	return ""
 }
 
 // forbidden reports what KServe's Knative mode cannot have. KServe says so too; this says what to do about it.

@@ -141,6 +141,24 @@ func StorageURIs(isvc *InferenceService, component v1alpha1.Component) []string 
 	return uris
 }
 
+// FetchesModel reports whether a component has a model to be fetched, by an address or by a storage secret.
+func FetchesModel(isvc *InferenceService, component v1alpha1.Component) bool {
+	if len(StorageURIs(isvc, component)) > 0 {
+		return true
+	}
+	implementation := first(isvc.Spec.Predictor.GetImplementations())
+	if component == v1alpha1.ComponentTransformer {
+		implementation = nil
+		if isvc.Spec.Transformer != nil {
+			implementation = first(isvc.Spec.Transformer.GetImplementations())
+		}
+	}
+	return implementation != nil && (*implementation).GetStorageSpec() != nil
+}
+
+// LocalModel returns the name of the LocalModelCache that KServe mounts in place of fetching the predictor's model, or "".
+func LocalModel(isvc *InferenceService) string { return isvc.Labels[constants.LocalModelLabel] }
+
 func first(list []v1beta1.ComponentImplementation) *v1beta1.ComponentImplementation {
 	if len(list) == 0 {
 		return nil

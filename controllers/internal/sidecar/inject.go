@@ -3,6 +3,7 @@
 package sidecar
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,11 +18,14 @@ import (
 
 // Settings are what the administrator has chosen for all policies.
 type Settings struct {
-	// Preloader and FeatureCache are the images that are used where a plan names none.
-	Preloader, FeatureCache string
+	// Preloader, PreloaderGPU and FeatureCache are the images that are used where a plan names none; PreloaderGPU where
+	// GPUs are checked.
+	Preloader, PreloaderGPU, FeatureCache string
 	// Allowed limits the images that policies may name: each is an image, or ends in "/" and stands for all images
 	// below it. An empty list allows all.
 	Allowed []string
+	// NodeCachePath is a directory of nodes below which the pods of each namespace share fetched models; "" is none.
+	NodeCachePath string
 	// PlainSidecars is for clusters that know no sidecars among init containers: Kubernetes before 1.29.
 	PlainSidecars bool
 }
@@ -60,7 +64,9 @@ func Inject(pod *corev1.Pod, plan Plan, settings Settings) []Problem {
 			})
 			preload.Image = ""
 		}
-		injectPreload(pod, preload, settings.Preloader)
+		if problem := injectPreload(pod, preload, settings); problem != "" {
+			problems = append(problems, Problem{Reason: v1alpha1.ReasonNoGPU, Message: problem})
+		}
 		written = append(written, PartPreload)
 	}
 	if plan.FeatureCache != nil {
@@ -96,25 +102,37 @@ func note(pod *corev1.Pod, plan Plan, written []Part, problems []Problem) {
 }
 
 // injectPreload puts the preloader into KServe's own init container. Its name and arguments stay: KServe tells by the
-// name that it has been here, and reads the model's state from it.
-func injectPreload(pod *corev1.Pod, preload Preload, image string) {
-	if preload.Image != "" {
-		image = preload.Image
+// name that it has been here, and reads the model's state from it. It returns why GPUs are not checked as asked, or "".
+func injectPreload(pod *corev1.Pod, preload Preload, settings Settings) string {
+	gpus, problem := gpusToCheck(pod, preload)
+	image := cmp.Or(preload.Image, settings.Preloader)
+	if len(gpus) > 0 {
+		image = cmp.Or(preload.Image, settings.PreloaderGPU)
 	}
 	for i := range pod.Spec.InitContainers {
 		c := &pod.Spec.InitContainers[i]
 		if c.Name != kserve.ContainerStorageInitializer || !allFromS3(c.Args) {
 			continue
 		}
-		if c.Image != image {
+		isNew := c.Image != image
+		if isNew {
 			c.Image, c.ImagePullPolicy = image, pullPolicy(image)
 		}
 		equipStorage(pod, c, preload)
+		shareModels(pod, c, preload.NodeCache, settings)
+		if len(gpus) > 0 {
+			lendGPUs(c, gpus, preload.GPU)
+			// The policy's limit was just set anew; KServe's was raised when the image was replaced.
+			if isNew || preload.limitsMemory() {
+				makeRoomForDriver(pod, c, gpus)
+			}
+		}
 		setEnv(c, envVerify, strings.ToLower(string(preload.Verify)))
 		if preload.IO != "" {
 			setEnv(c, envIO, strings.ToLower(string(preload.IO)))
 		}
 	}
+	return problem
 }
 
 // allFromS3 reports whether every source of the pairs "source destination" has an s3:// address: the preloader refuses

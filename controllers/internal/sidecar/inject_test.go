@@ -18,8 +18,11 @@ import (
 )
 
 var (
-	images = sidecar.Settings{Preloader: "registry.example/preloader:1", FeatureCache: "registry.example/outrigger:1"}
-	both   = sidecar.Plan{
+	images = sidecar.Settings{
+		Preloader: "registry.example/preloader:1", PreloaderGPU: "registry.example/preloader-gpu:1",
+		FeatureCache: "registry.example/outrigger:1",
+	}
+	both = sidecar.Plan{
 		Preload:      &sidecar.Preload{Verify: v1alpha1.VerifyRequire},
 		FeatureCache: &sidecar.FeatureCache{Memcached: "features"},
 	}

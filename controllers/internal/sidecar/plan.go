@@ -45,10 +45,16 @@ type Preload struct {
 	Verify v1alpha1.VerifyMode `json:"verify"`
 	// IO is what fetching does with the node's memory; empty for Auto.
 	IO v1alpha1.PreloadIO `json:"io,omitempty"`
+	// GPU is what is done about the model's GPUs; empty for nothing.
+	GPU v1alpha1.PreloadGPU `json:"gpu,omitempty"`
+	// GPUAsked is true if an annotation asks for GPU: then a pod without a GPU is a mistake.
+	GPUAsked bool `json:"-"`
 	// Resources are set over KServe's; nil leaves those.
 	Resources *v1alpha1.PreloadResources `json:"resources,omitempty"`
 	// Volume is where the model goes; nil leaves KServe's emptyDir.
 	Volume *v1alpha1.PreloadVolume `json:"volume,omitempty"`
+	// NodeCache is what pods of a node share; nil for nothing.
+	NodeCache *v1alpha1.PreloadNodeCache `json:"nodeCache,omitempty"`
 }
 
 // FeatureCache says which cache to connect.

@@ -121,7 +121,7 @@ func TestResolve(t *testing.T) {
 		"a misspelt annotation is reported": {
 			annotations: map[string]string{v1alpha1.GroupName + "/preloads": "true"},
 			wantProblems: []string{"annotation outrigger.serverless.xyz/preloads is unknown; there are " +
-				preloadKey + ", " + cacheKey + " and " + policyKey},
+				preloadKey + ", " + v1alpha1.AnnotationWarmGPU + ", " + cacheKey + " and " + policyKey},
 		},
 		"a value that can be no name is reported, and the policy's stays": {
 			annotations:  map[string]string{cacheKey: "My Cache"},

@@ -96,9 +96,14 @@ func invalidPolicy(policy *v1alpha1.SidecarPolicy, err error) Problem {
 }
 
 func preloadOf(spec *v1alpha1.Preload) *Preload {
-	p := &Preload{Image: spec.Image, Verify: spec.Verify, Resources: spec.Resources, Volume: spec.Volume}
+	p := &Preload{
+		Image: spec.Image, Verify: spec.Verify, Resources: spec.Resources, Volume: spec.Volume, NodeCache: spec.NodeCache,
+	}
 	if spec.IO != v1alpha1.PreloadAuto {
 		p.IO = spec.IO
+	}
+	if spec.GPU != v1alpha1.PreloadGPUOff {
+		p.GPU = spec.GPU
 	}
 	return p
 }
@@ -121,6 +126,7 @@ func (d *Decision) override(annotations map[string]string) {
 	default:
 		d.Problems = append(d.Problems, invalidAnnotation(v1alpha1.AnnotationPreload, value, "neither true nor false"))
 	}
+	d.overrideGPU(annotations)
 	switch value := annotations[v1alpha1.AnnotationFeatureCache]; {
 	case value == "":
 	case value == v1alpha1.AnnotationNone:
@@ -138,9 +144,41 @@ func (d *Decision) override(annotations map[string]string) {
 	d.Problems = append(d.Problems, unknownAnnotations(annotations)...)
 }
 
+// overrideGPU applies the annotation that has GPUs checked. The check comes with the preloader.
+func (d *Decision) overrideGPU(annotations map[string]string) {
+	value := annotations[v1alpha1.AnnotationWarmGPU]
+	mode, ok := map[string]v1alpha1.PreloadGPU{
+		"": "", "false": "", "true": v1alpha1.PreloadGPUPreflight,
+		"preflight": v1alpha1.PreloadGPUPreflight, "load": v1alpha1.PreloadGPULoad,
+	}[value]
+	switch {
+	case !ok:
+		d.Problems = append(d.Problems,
+			invalidAnnotation(v1alpha1.AnnotationWarmGPU, value, "none of true, preflight, load and false"))
+	case value == "":
+	case value == "false":
+		if d.Plan.Preload != nil {
+			d.Plan.Preload.GPU = ""
+		}
+	case annotations[v1alpha1.AnnotationPreload] == "false":
+		d.Problems = append(d.Problems, invalidAnnotation(v1alpha1.AnnotationWarmGPU, value,
+			"impossible without the preloader, which annotation "+v1alpha1.AnnotationPreload+" forbids"))
+	default:
+		if d.Plan.Preload == nil {
+			d.Plan.Preload = &Preload{Verify: v1alpha1.VerifyAuto}
+		}
+		p := d.Plan.Preload
+		p.GPUAsked = true
+		if p.GPU == "" || value != "true" {
+			p.GPU = mode
+		}
+	}
+}
+
 // known are all annotations of Outrigger that an InferenceService may carry.
 var known = []string{
 	v1alpha1.AnnotationFeatureCache, v1alpha1.AnnotationPreload, v1alpha1.AnnotationSidecarPolicy,
+	v1alpha1.AnnotationWarmGPU,
 	v1alpha1.AnnotationInjected, v1alpha1.AnnotationInjectedParts, v1alpha1.AnnotationProblems,
 	v1alpha1.AnnotationRollout,
 }
@@ -158,8 +196,8 @@ func unknownAnnotations(annotations map[string]string) []Problem {
 	for _, key := range unknown {
 		problems = append(problems, Problem{
 			Reason: v1alpha1.ReasonInvalidAnnotation,
-			Message: fmt.Sprintf("annotation %s is unknown; there are %s, %s and %s", key,
-				v1alpha1.AnnotationPreload, v1alpha1.AnnotationFeatureCache, v1alpha1.AnnotationSidecarPolicy),
+			Message: fmt.Sprintf("annotation %s is unknown; there are %s, %s, %s and %s", key, v1alpha1.AnnotationPreload,
+				v1alpha1.AnnotationWarmGPU, v1alpha1.AnnotationFeatureCache, v1alpha1.AnnotationSidecarPolicy),
 		})
 	}
 	return problems

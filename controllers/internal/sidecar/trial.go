@@ -13,9 +13,17 @@ import (
 	"serverless.xyz/outrigger/controllers/internal/kserve"
 )
 
+// trialGPU is the GPU of a trial pod of a policy that has GPUs checked.
+const trialGPU corev1.ResourceName = "nvidia.com/gpu"
+
 // CanBreakPods reports whether a policy has anything that could make a pod invalid.
 func CanBreakPods(spec *v1alpha1.SidecarPolicySpec) bool {
-	return HasSidecars(spec) || spec.Preload != nil && (spec.Preload.Resources != nil || spec.Preload.Volume != nil)
+	return HasSidecars(spec) || spec.Preload != nil &&
+		(spec.Preload.Resources != nil || spec.Preload.Volume != nil || spec.Preload.NodeCache != nil || checksGPUs(spec))
+}
+
+func checksGPUs(spec *v1alpha1.SidecarPolicySpec) bool {
+	return spec.Preload != nil && spec.Preload.GPU != "" && spec.Preload.GPU != v1alpha1.PreloadGPUOff
 }
 
 // Trial returns a pod of a model as KServe would make it, and one that a policy equipped besides, with templates filled
@@ -63,11 +71,16 @@ func trialPod(policy *v1alpha1.SidecarPolicy) *corev1.Pod {
 			},
 		}
 	}
+	model := container(kserve.ContainerPredictor)
+	if checksGPUs(&policy.Spec) {
+		device := corev1.ResourceList{trialGPU: resource.MustParse("1")}
+		model.Resources.Limits, model.Resources.Requests = over(little, device), over(little, device)
+	}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: policy.Namespace, Name: "trial-" + policy.Name[:min(len(policy.Name), 200)]},
 		Spec: corev1.PodSpec{
 			InitContainers: []corev1.Container{container(kserve.ContainerStorageInitializer)},
-			Containers:     []corev1.Container{container(kserve.ContainerPredictor), container(kserve.ContainerTransformer)},
+			Containers:     []corev1.Container{model, container(kserve.ContainerTransformer)},
 			Volumes: []corev1.Volume{{
 				Name: volume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
 			}},

@@ -98,13 +98,18 @@ func equipStorage(pod *corev1.Pod, c *corev1.Container, preload Preload) {
 		return
 	}
 	limit, limited := c.Resources.Limits[corev1.ResourceMemory]
-	ours := false
-	if preload.Resources != nil {
-		_, ours = preload.Resources.Limits[corev1.ResourceMemory]
-	}
 	// The policy's limit was just set anew; KServe's is still there, and was raised when the volume was replaced.
-	if limited && (ours && asAsked || replaced) {
+	if limited && (preload.limitsMemory() && asAsked || replaced) {
 		limit.Add(*preload.Volume.SizeLimit)
 		c.Resources.Limits = over(c.Resources.Limits, corev1.ResourceList{corev1.ResourceMemory: limit})
 	}
+}
+
+// limitsMemory reports whether the policy sets the memory limit of the container that fetches the model.
+func (p Preload) limitsMemory() bool {
+	if p.Resources == nil {
+		return false
+	}
+	_, ok := p.Resources.Limits[corev1.ResourceMemory]
+	return ok
 }

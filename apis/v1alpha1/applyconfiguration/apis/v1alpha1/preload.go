@@ -20,12 +20,20 @@ type PreloadApplyConfiguration struct {
 	// the page cache for the model server to read, and fails where the container's limit has no room for it. Bounded
 	// leaves no more behind than fits. Direct passes the page cache by.
 	IO *apisv1alpha1.PreloadIO `json:"io,omitempty"`
+	// gpu says what is done about the GPUs of the model's container, if it has any of NVIDIA's. Preflight checks them while
+	// the model is fetched, which takes no time of its own. Load also loads the model into their memory once it is there,
+	// to prove that it fits and arrives intact; it does not stay there. Whatever is found stands in the log and in the
+	// container's termination message, and the pod starts. The image, if set, must hold the GPU program.
+	GPU *apisv1alpha1.PreloadGPU `json:"gpu,omitempty"`
 	// resources are the requests and limits of the container that fetches the model, in place of those that KServe
 	// gives to all. Those that are unset stay KServe's.
 	Resources *PreloadResourcesApplyConfiguration `json:"resources,omitempty"`
 	// volume is where the model is kept, in place of KServe's emptyDir. A volume that the InferenceService itself
 	// declares is left alone.
 	Volume *PreloadVolumeApplyConfiguration `json:"volume,omitempty"`
+	// nodeCache keeps fetched models for other pods of the node, which take and prove them in place of fetching them. When
+	// unset, every pod fetches for itself.
+	NodeCache *PreloadNodeCacheApplyConfiguration `json:"nodeCache,omitempty"`
 }
 
 // PreloadApplyConfiguration constructs a declarative configuration of the Preload type for use with
@@ -58,6 +66,14 @@ func (b *PreloadApplyConfiguration) WithIO(value apisv1alpha1.PreloadIO) *Preloa
 	return b
 }
 
+// WithGPU sets the GPU field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the GPU field is set to the value of the last call.
+func (b *PreloadApplyConfiguration) WithGPU(value apisv1alpha1.PreloadGPU) *PreloadApplyConfiguration {
+	b.GPU = &value
+	return b
+}
+
 // WithResources sets the Resources field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Resources field is set to the value of the last call.
@@ -71,5 +87,13 @@ func (b *PreloadApplyConfiguration) WithResources(value *PreloadResourcesApplyCo
 // If called multiple times, the Volume field is set to the value of the last call.
 func (b *PreloadApplyConfiguration) WithVolume(value *PreloadVolumeApplyConfiguration) *PreloadApplyConfiguration {
 	b.Volume = value
+	return b
+}
+
+// WithNodeCache sets the NodeCache field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the NodeCache field is set to the value of the last call.
+func (b *PreloadApplyConfiguration) WithNodeCache(value *PreloadNodeCacheApplyConfiguration) *PreloadApplyConfiguration {
+	b.NodeCache = value
 	return b
 }
