@@ -10,6 +10,7 @@ import (
 )
 
 func TestMaxSafe(t *testing.T) {
+	const small, cold, asked = OutcomeCanaryAtCapacity, OutcomeCanaryCold, OutcomeAsAsked
 	for when, tc := range map[string]struct {
 		needed, headroom int32
 		pods             Pods
@@ -17,22 +18,22 @@ func TestMaxSafe(t *testing.T) {
 		want             int32
 		wantWhy          Outcome
 	}{
-		"one of four pods":   {4, 0, Pods{Ready: 1, Warm: 1}, 0, 25, OutcomeCanaryAtCapacity},
-		"one of three pods":  {3, 0, Pods{Ready: 1, Warm: 1}, 0, 33, OutcomeCanaryAtCapacity},
-		"all pods":           {4, 0, Pods{Ready: 4, Warm: 4}, 0, 100, OutcomeAsAsked},
-		"more than all pods": {4, 0, Pods{Ready: 400, Warm: 400}, 0, 100, OutcomeAsAsked},
-		"all pods, and a fifth in reserve is asked":  {4, 20, Pods{Ready: 4, Warm: 4}, 0, 83, OutcomeCanaryAtCapacity},
-		"five pods, and a fifth in reserve is asked": {4, 20, Pods{Ready: 5, Warm: 5}, 0, 100, OutcomeAsAsked},
-		"no pod": {4, 0, Pods{}, 50, 0, OutcomeCanaryAtCapacity},
-		"pods that failed take their share along":                  {4, 0, Pods{Ready: 1, Ill: 1, Warm: 1}, 50, 25, OutcomeCanaryAtCapacity},
-		"pods that were scaled away do not":                        {4, 0, Pods{Ready: 1, Warm: 1}, 50, 50, OutcomeCanaryAtCapacity},
-		"a pod that is not warm carries nothing yet":               {4, 0, Pods{Ready: 2, Warm: 1}, 0, 25, OutcomeCanaryCold},
-		"no pod is warm":                                           {4, 0, Pods{Ready: 2}, 0, 0, OutcomeCanaryCold},
-		"no pod is known to be warm any more, and the share stays": {4, 0, Pods{Ready: 2}, 50, 50, OutcomeCanaryCold},
-		"a cold pod takes the place of a warm one that failed":     {4, 0, Pods{Ready: 2, Ill: 1, Warm: 1}, 75, 50, OutcomeCanaryCold},
-		"without a capacity all pods must be warm":                 {0, 0, Pods{Ready: 2, Warm: 1}, 10, 10, OutcomeCanaryCold},
-		"without a capacity a failed pod takes nothing along":      {0, 0, Pods{Ready: 2, Ill: 1, Warm: 1}, 10, 10, OutcomeCanaryCold},
-		"without a capacity and all warm":                          {0, 0, Pods{Ready: 2, Warm: 2}, 0, 100, OutcomeAsAsked},
+		"one of four pods":                    {4, 0, Pods{Ready: 1, Warm: 1}, 0, 25, small},
+		"one of three pods":                   {3, 0, Pods{Ready: 1, Warm: 1}, 0, 33, small},
+		"all pods":                            {4, 0, Pods{Ready: 4, Warm: 4}, 0, 100, asked},
+		"more than all pods":                  {4, 0, Pods{Ready: 400, Warm: 400}, 0, 100, asked},
+		"all pods, with a fifth in reserve":   {4, 20, Pods{Ready: 4, Warm: 4}, 0, 83, small},
+		"five pods, with a fifth in reserve":  {4, 20, Pods{Ready: 5, Warm: 5}, 0, 100, asked},
+		"no pod":                              {4, 0, Pods{}, 50, 0, small},
+		"failed pods take their share along":  {4, 0, Pods{Ready: 1, Ill: 1, Warm: 1}, 50, 25, small},
+		"pods that are scaled away do not":    {4, 0, Pods{Ready: 1, Warm: 1}, 50, 50, small},
+		"a cold pod carries nothing yet":      {4, 0, Pods{Ready: 2, Warm: 1}, 0, 25, cold},
+		"no pod is warm":                      {4, 0, Pods{Ready: 2}, 0, 0, cold},
+		"no pod is known to be warm any more": {4, 0, Pods{Ready: 2}, 50, 50, cold},
+		"a cold pod stands in for a warm one": {4, 0, Pods{Ready: 2, Ill: 1, Warm: 1}, 75, 50, cold},
+		"without a capacity one is cold":      {0, 0, Pods{Ready: 2, Warm: 1}, 10, 10, cold},
+		"without a capacity a pod fails":      {0, 0, Pods{Ready: 2, Ill: 1, Warm: 1}, 10, 10, cold},
+		"without a capacity and all warm":     {0, 0, Pods{Ready: 2, Warm: 2}, 0, 100, asked},
 	} {
 		got, why := MaxSafe(v1alpha1.RolloutCapacity{HeadroomPercent: tc.headroom}, tc.needed, tc.pods, tc.inForce)
 		if got != tc.want || why != tc.wantWhy {
