@@ -44,12 +44,6 @@ bench-preloader: ## Measure the preloader against its peers, which it builds. AR
 	$(GO) build -o $(BIN)/bench-preloader ./test/bench/preloader
 	$(BIN)/bench-preloader $(ARGS)
 
-.PHONY: bench-rollout
-bench-rollout: ## Measure how soon a wish reaches the route, beside Argo Rollouts and Flagger, which it builds. ARGS="-rollouts 20 -rounds 1 -out=" for a try.
-	@mkdir -p $(BIN)
-	$(GO) build -o $(BIN)/bench-rollout ./test/bench/rollout
-	$(BIN)/bench-rollout $(ARGS)
-
 .PHONY: lint
 lint: ## Lint everything.
 	$(TOOL) golangci-lint run
