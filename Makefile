@@ -8,7 +8,7 @@ SHELL := /bin/bash
 BIN := bin
 GO ?= go
 TOOL := $(GO) tool -modfile=go.tools.mod
-PROGRAMS := manager featurecache preloader preloader-gpu
+PROGRAMS := manager featurecache preloader preloader-gpu kubectl-outrigger
 
 # Debian packages: servers that tests run, and what a node needs to run pods.
 PACKAGES_TEST := gcc libc6-dev memcached nutcracker prometheus python3 python3-pymemcache python3-venv

@@ -77,6 +77,8 @@ type Options struct {
 	// NativeSidecars says whether the nodes know sidecars among init containers, as Kubernetes 1.29 and later do. When
 	// unset, the version of the API server decides.
 	NativeSidecars *bool
+	// PrometheusURL is the Prometheus that rollouts with an analysis ask which name none; empty is none.
+	PrometheusURL string
 	// ReadStats asks a memcached instance for its statistics.
 	ReadStats memcached.StatsReader
 }
@@ -187,7 +189,9 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 		{
 			name:  canaryrollout.Name,
 			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
-			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).SetupWithManager,
+			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).
+				WithAsker(canaryrollout.NewAnalyst(o.PrometheusURL)).
+				WithWarmer(canaryrollout.NewStove(clk)).SetupWithManager,
 		},
 	}
 	for _, one := range list {

@@ -27,7 +27,7 @@ const usage = `Usage:
   preloader version                                   print the version
 
 SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json, warm --limit=SIZE, publish-cache
---replace=true. Settings come from the environment;
+--replace=true and --when-idle=DURATION. Settings come from the environment;
 those named PRELOADER_ may also be given as flags, --verify=off for PRELOADER_VERIFY=off:
 AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_IO (auto, warm,
 bounded, direct), PRELOADER_CONNS, PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),

@@ -41,7 +41,7 @@ var verbFlags = map[string][]string{
 	"plan": {"output"},
 	"warm": {"limit"},
 
-	"publish-cache": {"replace"},
+	"publish-cache": {"replace", "when-idle"},
 }
 
 // takeFlags splits arguments into those that stand for themselves and flags of

@@ -303,7 +303,14 @@ func (c *Command) publishCache(ctx context.Context, flags map[string]string, arg
 	opts, err := OptionsFromEnv(c.Getenv)
 	log := c.logger(opts.JSONLogs)
 	var done *Publication
-	if err == nil {
+	idle, idleErr := parseSeconds(firstOf(flags["when-idle"], "0"))
+	switch {
+	case err != nil:
+	case idleErr != nil:
+		err = usageFailure("flag --when-idle: %v", idleErr)
+	case idle > 0:
+		done, err = c.publishWhenIdle(ctx, opts, flags, args, idle, log)
+	default:
 		done, err = c.publishTrees(ctx, opts, flags, args, log)
 	}
 	if done == nil {
@@ -328,6 +335,37 @@ func (c *Command) publishCache(ctx context.Context, flags map[string]string, arg
 		log.Warn("The termination message could not be left", "cause", err.Error())
 	}
 	return word.Code
+}
+
+// publishWhenIdle waits until there are trees to which nothing was written for a while,
+// publishes them, and waits for its end: as a container beside an engine, it must not
+// end before the engine does. Trouble is logged and tried again.
+func (c *Command) publishWhenIdle(
+	ctx context.Context, opts Options, flags map[string]string, args []string, idle time.Duration, log *slog.Logger,
+) (*Publication, error) {
+	log.Info("Waiting until engines have compiled, and for " + idle.String() + " nothing more")
+	var before jitcache.Activity
+	for since := time.Now(); ; {
+		trees, err := jitcache.FindTrees(args, opts.JIT.Dir, c.Getenv)
+		now := jitcache.Look(trees)
+		if err != nil || now != before || now.Files == 0 {
+			before, since = now, time.Now()
+		}
+		if time.Since(since) >= idle {
+			done, err := c.publishTrees(ctx, opts, flags, args, log)
+			if err == nil {
+				log.Info(done.String(), "uri", done.URI)
+				<-ctx.Done()
+				return done, nil
+			}
+			f := failureOf(err)
+			log.Warn(sentence(f), "reason", f.Reason)
+			since = time.Now()
+		}
+		if err := sleep(ctx, min(idle/4, 10*time.Second)); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func (c *Command) publishTrees(

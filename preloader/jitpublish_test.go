@@ -3,7 +3,10 @@
 package preloader
 
 import (
+	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -320,4 +323,33 @@ func TestKernelsTakeBoundedMemory(t *testing.T) {
 		t.Errorf("report %+v", out.report.JITCache)
 	}
 	wantTree(t, to, big)
+}
+
+func TestPublisherBesideAnEngineWaits(t *testing.T) {
+	s, models := storeWithModel(t)
+	dir := filepath.Join(t.TempDir(), "jit")
+	env := with(jitSettings(s, dir), settings{"PRELOADER_JIT_CACHE_MODEL": models})
+	lists := s.count("List")
+	p := start(t, env, "publish-cache", "--when-idle=0.4")
+	// The engine starts later, and goes on for longer than the pause.
+	for i := range 8 {
+		time.Sleep(100 * time.Millisecond)
+		at := filepath.Join(dir, "vllm", string(rune('a'+i)))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte("kernel"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.keys("jit/")) > 0 {
+			t.Fatalf("published after %d of 8 files", i)
+		}
+	}
+	eventually(t, "the kernels are published", func() bool { return len(s.keys("jit/")) == 2 })
+	eventually(t, "it looks for what is not used any more", func() bool { return s.count("List") > lists })
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	out := p.outcome(t)
+	wantCode(t, out, ExitOK, "Completed")
+	if !strings.Contains(out.last, "Published 8 files") {
+		t.Errorf("message %s", out.last)
+	}
 }

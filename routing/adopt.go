@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -186,4 +187,44 @@ func (b *Binding) Patch(weights v1alpha1.WeightPair) ([]byte, error) {
 		return nil, fmt.Errorf("encoding patch of route %q: %w", b.rule, err)
 	}
 	return raw, nil
+}
+
+// Set returns a copy of the route with these weights, as the patch makes it.
+func (b *Binding) Set(route *unstructured.Unstructured, weights v1alpha1.WeightPair) (*unstructured.Unstructured, error) {
+	after := route.DeepCopy()
+	for _, side := range []struct {
+		at     boundDestination
+		weight int32
+	}{{b.stable, weights.Stable}, {b.canary, weights.Canary}} {
+		entry, err := entryAt(after, side.at.path)
+		if err != nil {
+			return nil, err
+		}
+		entry["weight"] = int64(side.weight)
+	}
+	return after, nil
+}
+
+// entryAt returns the object at a path of keys and indices.
+func entryAt(route *unstructured.Unstructured, path string) (map[string]any, error) {
+	var at any = route.Object
+	for step := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
+		switch parent := at.(type) {
+		case map[string]any:
+			at = parent[step]
+		case []any:
+			index, err := strconv.Atoi(step)
+			if err != nil || index < 0 || index >= len(parent) {
+				return nil, fmt.Errorf("%s %q has nothing at %s", route.GetKind(), route.GetName(), path)
+			}
+			at = parent[index]
+		default:
+			return nil, fmt.Errorf("%s %q has nothing at %s", route.GetKind(), route.GetName(), path)
+		}
+	}
+	entry, ok := at.(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("%s %q has no destination at %s", route.GetKind(), route.GetName(), path)
+	}
+	return entry, nil
 }

@@ -8,8 +8,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -269,7 +267,14 @@ func adoptAny(t *testing.T, p Provider, route *unstructured.Unstructured) {
 	if err != nil {
 		return
 	}
+	set, err := binding.Set(route, v1alpha1.WeightPair{Stable: 37, Canary: 63})
+	if err != nil {
+		t.Fatalf("setting the weights of what was bound: %v", err)
+	}
 	after := applied(t, route, binding, v1alpha1.WeightPair{Stable: 37, Canary: 63})
+	if diff := cmp.Diff(canonical(t, after.Object), canonical(t, set.Object)); diff != "" {
+		t.Errorf("Set differs from the patch (-patch +set):\n%s", diff)
+	}
 	for _, side := range []struct {
 		bound boundDestination
 		want  float64
@@ -286,16 +291,10 @@ func adoptAny(t *testing.T, p Provider, route *unstructured.Unstructured) {
 
 // dropWeight removes the weight of the destination at a path and returns it.
 func dropWeight(route *unstructured.Unstructured, path string) any {
-	var at any = route.Object
-	for step := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
-		if list, ok := at.([]any); ok {
-			index, _ := strconv.Atoi(step)
-			at = list[index]
-			continue
-		}
-		at = at.(map[string]any)[step]
+	entry, err := entryAt(route, path)
+	if err != nil {
+		panic(err)
 	}
-	entry := at.(map[string]any)
 	defer maps.DeleteFunc(entry, func(key string, _ any) bool { return key == "weight" })
 	return entry["weight"]
 }

@@ -159,8 +159,13 @@ func oldest(a, b *unstructured.Unstructured) *unstructured.Unstructured {
 	return a
 }
 
+// older orders routes as Istio does, and those of one second by their names: lists come in any order, and what is told
+// of them must not change with it.
 func older(a, b *unstructured.Unstructured) bool {
-	return a.GetCreationTimestamp().Time.Before(b.GetCreationTimestamp().Time)
+	if x, y := a.GetCreationTimestamp().Time, b.GetCreationTimestamp().Time; !x.Equal(y) {
+		return x.Before(y)
+	}
+	return a.GetName()+"."+a.GetNamespace() < b.GetName()+"."+b.GetNamespace()
 }
 
 func precedes(a, b *v1alpha1.CanaryRollout, holders map[string]bool) bool {

@@ -206,3 +206,28 @@ func TestOneWriter(t *testing.T) {
 		}
 	}
 }
+
+// TestOrderOfListsDoesNotMatter: caches list in any order, and the rival and the root that are told of must not change.
+func TestOrderOfListsDoesNotMatter(t *testing.T) {
+	subject := rollout("ml", "a", time.Hour, hosts("x.example"))
+	var others []v1alpha1.CanaryRollout
+	var routes []unstructured.Unstructured
+	for _, name := range []string{"e", "c", "d", "b"} {
+		others = append(others, rollout("ml", name, 2*time.Hour, hosts("x.example")))
+		route := virtualService("ml", "front-"+name, "x.example", 3*time.Hour, "")
+		route.Object["spec"].(map[string]any)["http"] = []any{map[string]any{"delegate": map[string]any{"name": "a"}}}
+		routes = append(routes, route)
+	}
+	for range others {
+		others, routes = append(others[1:], others[0]), append(routes[1:], routes[0])
+		if rival := FindRival(&subject, others, nil); rival == nil || rival.Name != "b" {
+			t.Errorf("among rollouts the rival is %+v, want b", rival)
+		}
+		if rival := FindRival(&subject, nil, routes); rival == nil || rival.Name != "front-b" {
+			t.Errorf("among routes the rival is %+v, want front-b", rival)
+		}
+		if root := FindRoot(routes, "ml", "a"); root == nil || root.GetName() != "front-b" {
+			t.Errorf("the root is %v, want front-b", root)
+		}
+	}
+}

@@ -97,7 +97,7 @@ func TestOpponent(t *testing.T) {
 		},
 		"the later of two":           {[]metav1.ManagedFieldsEntry{entry("b", http, 3, ""), entry("a", http, 2, "")}, "b"},
 		"hosts, which are routed by": {[]metav1.ManagedFieldsEntry{entry("helm", `{"f:spec":{"f:hosts":{}}}`, 1, "")}, "helm"},
-		"an entry that is no JSON":   {[]metav1.ManagedFieldsEntry{entry("x", `{`, 1, "")}, ""},
+		"an entry of another form":   {[]metav1.ManagedFieldsEntry{entry("x", `{"f:spec":7}`, 1, "")}, ""},
 		"an entry without fields":    {[]metav1.ManagedFieldsEntry{{Manager: "x"}}, ""},
 	}
 	for what, tc := range tests {

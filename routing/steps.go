@@ -28,18 +28,28 @@ type Facts struct {
 	Canary v1alpha1.CanaryRevision
 	// StableReady and CanaryReady are the numbers of ready endpoints.
 	StableReady, CanaryReady int32
+	// CanaryCold is how many of the canary's ready endpoints are not warm yet, 0 without a warm-up.
+	CanaryCold int32
+	// Capacity is that of the rollout, nil for none.
+	Capacity *v1alpha1.RolloutCapacity
 	// Applied are the weights that the API server acknowledged last, nil if none were.
 	Applied *v1alpha1.WeightPair
+	// Analysis is that of the rollout, nil for none.
+	Analysis *v1alpha1.RolloutAnalysis
 	// Evidence is what the analysis says of the weights in force.
 	Evidence Evidence
 }
 
 // Evidence is what the analysis says of the weights in force.
 type Evidence struct {
-	// Result is that of all metrics together; Pass if there are none.
+	// Result is that of all metrics together, Pass if there are none, and empty while no answer has come.
 	Result Result
 	// Why tells in one sentence which metric made the result, unless it is Pass.
 	Why string
+	// Verdicts are those of the metrics.
+	Verdicts []v1alpha1.MetricVerdict
+	// Samples is the least number of the canary's requests that a metric counted.
+	Samples int64
 }
 
 // Next returns the state of affairs that follows. It takes one step at most, so that each is on record before anything
@@ -48,7 +58,8 @@ type Evidence struct {
 //   - Another canary, or another revision of it, begins anew without traffic. Only a rollout that has succeeded does not
 //     mind what becomes of its canary, as long as it is the same InferenceService: that is in production.
 //   - A verb of a person is obeyed.
-//   - A canary that failed is turned back, or held, in every phase that gives it traffic; so is a rollout that is late.
+//   - A canary that failed is turned back, or held, in every phase that gives it traffic; so is a rollout that is late,
+//     and, if the user wants it so, one whose metrics have been out of reach for too long.
 //   - A suspended rollout takes no step.
 //   - Each phase ends by its own rule.
 func Next(strategy v1alpha1.RolloutStrategy, was v1alpha1.RolloutProgress, facts Facts) v1alpha1.RolloutProgress {
@@ -60,6 +71,7 @@ func Next(strategy v1alpha1.RolloutStrategy, was v1alpha1.RolloutProgress, facts
 		m.begin(v1alpha1.ReasonSuperseded)
 	default:
 		m.Attempt.Canary = m.seen()
+		m.note()
 		if !m.obey() {
 			m.proceed()
 		}
@@ -97,6 +109,21 @@ func (m *machine) seen() v1alpha1.CanaryRevision {
 	return m.facts.Canary
 }
 
+// note records what the analysis said last.
+func (m *machine) note() {
+	e := m.facts.Evidence
+	if e.Result == "" || m.Step == nil {
+		return
+	}
+	m.Verdicts, m.Step.Samples = e.Verdicts, e.Samples
+	switch {
+	case e.Result != ResultError:
+		m.Step.ErrorSince = nil
+	case m.Step.ErrorSince == nil:
+		m.Step.ErrorSince = &metav1.Time{Time: m.facts.Now.Truncate(time.Second)}
+	}
+}
+
 // begin starts an attempt, without traffic.
 func (m *machine) begin(reason string) {
 	number := int32(1)
@@ -109,7 +136,17 @@ func (m *machine) begin(reason string) {
 		Turn:    fmt.Sprintf("%.8s-%d.0", m.facts.Rollout, number),
 		History: m.History,
 	}
-	m.enter(v1alpha1.PhasePending, reason, "The first step waits until both sides have a ready pod.")
+	m.enter(v1alpha1.PhasePending, reason, waitsForSides)
+}
+
+const (
+	waitsForSides  = "The first step waits until both sides have a ready pod."
+	waitsForWarmth = "The first step waits until a pod of the canary is warm."
+)
+
+// explain changes what the rollout tells of its phase. Unlike enter it makes no other turn: nothing has been done.
+func (m *machine) explain(reason, message string) {
+	m.PhaseReason, m.PhaseMessage = reason, message
 }
 
 // enter changes the phase or the step, which makes it another turn.
@@ -153,7 +190,14 @@ func (m *machine) proceed() {
 // start begins the first step, once the route is in place without traffic to the canary.
 func (m *machine) start() {
 	f := m.facts
-	if f.Suspended || f.StableReady <= 0 || f.CanaryReady <= 0 || f.Applied == nil || f.Applied.Canary != 0 {
+	cold := f.CanaryReady > 0 && f.CanaryCold >= f.CanaryReady
+	switch {
+	case cold && m.PhaseMessage == waitsForSides:
+		m.explain(m.PhaseReason, waitsForWarmth)
+	case !cold && m.PhaseMessage == waitsForWarmth:
+		m.explain(m.PhaseReason, waitsForSides)
+	}
+	if f.Suspended || cold || f.StableReady <= 0 || f.CanaryReady <= 0 || f.Applied == nil || f.Applied.Canary != 0 {
 		return
 	}
 	m.Attempt.StartTime = &metav1.Time{Time: f.Now.Truncate(time.Second)}
@@ -166,6 +210,8 @@ func (m *machine) fails() bool {
 	switch {
 	case m.facts.Evidence.Result == ResultFail:
 		return m.fail(v1alpha1.ReasonAnalysisFailed, m.facts.Evidence.Why)
+	case m.blind():
+		return m.fail(v1alpha1.ReasonMetricsUnavailable, m.facts.Evidence.Why)
 	case m.late():
 		return m.fail(v1alpha1.ReasonDeadlineExceeded, fmt.Sprintf(
 			"The rollout has taken longer than its progressDeadline of %s.", m.strategy.ProgressDeadline.Duration))
@@ -184,6 +230,22 @@ func (m *machine) fail(reason, message string) bool {
 	}
 	m.enter(v1alpha1.PhaseHolding, reason, message)
 	return true
+}
+
+// blind reports whether the metrics have been out of reach for longer than the user puts up with.
+func (m *machine) blind() bool {
+	until := m.patience()
+	return until != nil && m.facts.Evidence.Result == ResultError && !m.facts.Now.Before(*until)
+}
+
+// patience is until when metrics may be out of reach, nil for ever.
+func (m *machine) patience() *time.Time {
+	a := m.facts.Analysis
+	if a == nil || a.OnProviderError.Action != v1alpha1.OnFailureRollback || a.OnProviderError.After == nil ||
+		m.Step == nil || m.Step.ErrorSince == nil {
+		return nil
+	}
+	return new(m.Step.ErrorSince.Add(a.OnProviderError.After.Duration))
 }
 
 // late reports whether the deadline has passed. It does not run during a pause.
@@ -205,7 +267,7 @@ func (m *machine) deadline() *time.Time {
 func (m *machine) goOn() {
 	step := m.current()
 	switch {
-	case m.Phase == v1alpha1.PhaseHolding:
+	case m.Phase == v1alpha1.PhaseHolding && m.PhaseReason != v1alpha1.ReasonInconclusive:
 		return
 	case m.facts.Suspended:
 		if m.Phase != v1alpha1.PhasePaused {
@@ -216,23 +278,82 @@ func (m *machine) goOn() {
 			m.arrive(v1alpha1.ReasonHolding)
 		}
 	case m.Phase == v1alpha1.PhaseBaking:
-		if m.Step.Since != nil && m.since(m.Step.Since) >= m.bake() && m.facts.Evidence.Result != ResultError {
-			m.enter(v1alpha1.PhaseSucceeded, v1alpha1.ReasonStepsDone, "All steps are done.")
-		}
+		m.endBake()
 	case step != nil && step.Pause != nil: // the step has been edited
 		m.arrive(v1alpha1.ReasonHolding)
+	default:
+		m.endStep(step)
+	}
+}
+
+// endStep ends a step that sets a weight, if nothing keeps it.
+func (m *machine) endStep(step *v1alpha1.RolloutStep) {
+	switch {
+	case m.held() && m.tooSmall():
+		m.explain(v1alpha1.ReasonStableTooSmall, fmt.Sprintf(
+			"The next step waits until stable has %d ready pods again, with which it can take everything back; it has %d.",
+			m.Attempt.StableReady, m.facts.StableReady))
 	case m.held():
 		m.advance(v1alpha1.ReasonHolding)
+	case step != nil && m.PhaseReason == v1alpha1.ReasonStableTooSmall && !m.tooSmall():
+		m.explain(v1alpha1.ReasonHolding, m.about(step))
+	case m.Phase == v1alpha1.PhaseProgressing && m.expired():
+		m.enter(v1alpha1.PhaseHolding, v1alpha1.ReasonInconclusive, fmt.Sprintf(
+			"Step %d has not been proved in %s; a proof or the verb promote goes on.",
+			m.Step.Index+1, step.Hold.MaxDuration.Duration))
+	}
+}
+
+// tooSmall reports whether the next step would give the canary more while stable could not take everything back.
+func (m *machine) tooSmall() bool {
+	return int(m.Step.Index)+1 < len(m.strategy.Steps) &&
+		TooSmall(m.facts.Capacity, m.Attempt.StableReady, m.facts.StableReady)
+}
+
+// about tells what a step that sets a weight does.
+func (m *machine) about(step *v1alpha1.RolloutStep) string {
+	return fmt.Sprintf("Step %d of %d gives the canary %d percent.", m.Step.Index+1, len(m.strategy.Steps), *step.SetPercent)
+}
+
+// endBake ends a bake that is over, unless the metrics cannot be read: it may have failed then.
+func (m *machine) endBake() {
+	known := m.facts.Evidence.Result == ResultPass || m.facts.Evidence.Result == ResultInconclusive
+	if m.Step.Since != nil && m.since(m.Step.Since) >= m.bake() && known {
+		m.enter(v1alpha1.PhaseSucceeded, v1alpha1.ReasonStepsDone, "All steps are done.")
 	}
 }
 
 // held reports whether what the step asks for has come about.
 func (m *machine) held() bool {
 	step := m.current()
-	if m.Step.Since == nil || m.facts.Evidence.Result != ResultPass {
+	if m.Step.Since == nil || !m.proved() {
 		return false
 	}
-	return step == nil || step.Hold == nil || step.Hold.Duration == nil || m.since(m.Step.Since) >= step.Hold.Duration.Duration
+	if step == nil || step.Hold == nil {
+		return true
+	}
+	return (step.Hold.Duration == nil || m.since(m.Step.Since) >= step.Hold.Duration.Duration) &&
+		(step.Hold.MinSamples == nil || m.Step.Samples >= *step.Hold.MinSamples)
+}
+
+// proved reports whether the analysis lets the step end.
+func (m *machine) proved() bool {
+	switch m.facts.Evidence.Result {
+	case ResultPass:
+		return true
+	case ResultInconclusive:
+		a := m.facts.Analysis
+		return a != nil && a.OnInconclusive == v1alpha1.InconclusiveAdvance && m.Step.Samples >= a.MinSamples && m.expired()
+	default:
+		return false
+	}
+}
+
+// expired reports whether the step has waited for its proof for as long as it may.
+func (m *machine) expired() bool {
+	step := m.current()
+	return step != nil && step.Hold != nil && step.Hold.MaxDuration != nil && m.Step.Since != nil &&
+		m.since(m.Step.Since) >= step.Hold.MaxDuration.Duration
 }
 
 // current is the step that the rollout is at, nil once all are done.
@@ -257,6 +378,7 @@ func (m *machine) advance(reason string) {
 
 func (m *machine) goTo(index int32, reason string) {
 	m.Step = &v1alpha1.RolloutStepStatus{Index: index}
+	m.Verdicts = nil
 	m.arrive(reason)
 }
 
@@ -271,8 +393,7 @@ func (m *machine) arrive(reason string) {
 		m.enter(v1alpha1.PhasePaused, v1alpha1.ReasonWaitingForPromotion, fmt.Sprintf(
 			"Step %d of %d is a pause; the verb promote goes on.", m.Step.Index+1, len(m.strategy.Steps)))
 	default:
-		m.enter(v1alpha1.PhaseProgressing, reason, fmt.Sprintf(
-			"Step %d of %d gives the canary %d percent.", m.Step.Index+1, len(m.strategy.Steps), *step.SetPercent))
+		m.enter(v1alpha1.PhaseProgressing, reason, m.about(step))
 	}
 }
 
@@ -359,8 +480,12 @@ func Wake(strategy v1alpha1.RolloutStrategy, p v1alpha1.RolloutProgress, now tim
 	switch step := m.current(); {
 	case p.Phase == v1alpha1.PhaseBaking:
 		at(p.Step.Since.Add(m.bake()))
-	case p.Phase == v1alpha1.PhaseProgressing && step != nil && step.Hold != nil && step.Hold.Duration != nil:
-		at(p.Step.Since.Add(step.Hold.Duration.Duration))
+	case p.Phase == v1alpha1.PhaseProgressing && step != nil && step.Hold != nil:
+		for _, d := range []*metav1.Duration{step.Hold.Duration, step.Hold.MaxDuration} {
+			if d != nil {
+				at(p.Step.Since.Add(d.Duration))
+			}
+		}
 	}
 	return wake
 }

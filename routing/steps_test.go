@@ -338,6 +338,56 @@ func TestSidesThatAreNotReady(t *testing.T) {
 	want(t, "its time is over", l.after(time.Minute), "Paused WaitingForPromotion 10")
 }
 
+func TestColdCanary(t *testing.T) {
+	l := newLife(steady())
+	l.facts.CanaryCold = 2
+	want(t, "no pod is warm", l.after(time.Hour), "Pending WaitingForSides 0")
+	if got := l.progress.PhaseMessage; !strings.Contains(got, "is warm") {
+		t.Errorf("the rollout says %q", got)
+	}
+	turn := l.progress.Turn
+	l.facts.CanaryReady = 0
+	l.facts.CanaryCold = 0
+	want(t, "the pods go", l.live(), "Pending WaitingForSides 0")
+	if got := l.progress.PhaseMessage; !strings.Contains(got, "a ready pod") || l.progress.Turn != turn {
+		t.Errorf("the rollout says %q in turn %s, before %s", got, l.progress.Turn, turn)
+	}
+	l.facts.CanaryReady, l.facts.CanaryCold = 2, 1
+	want(t, "one is warm", l.live(), "Progressing StepHolding 10")
+}
+
+// TestStableThatHasBecomeTooSmall: no step gives the canary more while stable could not take it back; everything else goes
+// on.
+func TestStableThatHasBecomeTooSmall(t *testing.T) {
+	strategy := v1alpha1.RolloutStrategy{
+		Steps: []v1alpha1.RolloutStep{weight(10, 10*time.Minute), weight(100, 10*time.Minute)}, Bake: duration(time.Hour),
+	}
+	l := newLife(strategy)
+	l.facts.Capacity = &v1alpha1.RolloutCapacity{}
+	want(t, "it begins", l.live(), "Progressing StepHolding 10")
+	l.facts.StableReady = 3
+	want(t, "stable has lost a pod", l.after(time.Hour), "Progressing StableTooSmall 10")
+	if got := l.progress.PhaseMessage; !strings.Contains(got, "has 4 ready pods again") {
+		t.Errorf("the rollout says %q", got)
+	}
+	want(t, "a person promotes all the same", l.say(v1alpha1.AnnotationPromote, l.progress.Turn), "Progressing Promoted 100")
+	want(t, "the last step is over", l.after(10*time.Minute), "Baking Baking 100")
+
+	l = newLife(strategy)
+	l.facts.Capacity = &v1alpha1.RolloutCapacity{}
+	l.live()
+	l.facts.StableReady = 3
+	l.after(time.Hour)
+	l.facts.StableReady = 4
+	want(t, "stable has its pods again", l.live(), "Progressing StepHolding 100")
+
+	l = newLife(strategy)
+	l.facts.Capacity = &v1alpha1.RolloutCapacity{Stable: v1alpha1.StableCapacityIgnore}
+	l.live()
+	l.facts.StableReady = 1
+	want(t, "nobody minds", l.after(10*time.Minute), "Progressing StepHolding 100")
+}
+
 func TestGradualAbort(t *testing.T) {
 	strategy := v1alpha1.RolloutStrategy{
 		Steps: []v1alpha1.RolloutStep{

@@ -4,21 +4,19 @@ package routing
 
 import (
 	"math"
+
+	"serverless.xyz/outrigger/apis/v1alpha1"
 )
 
 // Result is what a metric says of a canary.
-type Result string
+type Result = v1alpha1.VerdictResult
 
 // Results.
 const (
-	// ResultPass says that the canary is proved to be within its bound.
-	ResultPass Result = "Pass"
-	// ResultFail says that the canary is proved to be beyond its bound.
-	ResultFail Result = "Fail"
-	// ResultInconclusive says that there is not enough to prove either, or nothing at all.
-	ResultInconclusive Result = "Inconclusive"
-	// ResultError says that the metric could not be read.
-	ResultError Result = "Error"
+	ResultPass         = v1alpha1.VerdictPass
+	ResultFail         = v1alpha1.VerdictFail
+	ResultInconclusive = v1alpha1.VerdictInconclusive
+	ResultError        = v1alpha1.VerdictError
 )
 
 // Judge compares an interval with the most that is tolerated. As long as the bound is inside the interval, or the

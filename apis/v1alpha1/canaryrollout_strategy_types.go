@@ -33,8 +33,6 @@ const (
 	ReasonRetried = "Retried"
 	// ReasonPromoted says that a person had the rollout go on.
 	ReasonPromoted = "Promoted"
-	// ReasonAnalysisFailed says that a metric proved the canary to be worse than is tolerated.
-	ReasonAnalysisFailed = "AnalysisFailed"
 	// ReasonDeadlineExceeded says that the rollout took longer than progressDeadline.
 	ReasonDeadlineExceeded = "DeadlineExceeded"
 )
@@ -119,6 +117,8 @@ type RolloutStep struct {
 // StepHold says what must have come about before the next step.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.duration) || (duration(self.duration) >= duration('0s') && duration(self.duration) <= duration('168h'))",message="duration must be between 0s and 168h"
+// +kubebuilder:validation:XValidation:rule="!has(self.maxDuration) || (duration(self.maxDuration) >= duration('1s') && duration(self.maxDuration) <= duration('168h'))",message="maxDuration must be between 1s and 168h"
+// +kubebuilder:validation:XValidation:rule="!has(self.maxDuration) || !has(self.duration) || duration(self.maxDuration) >= duration(self.duration)",message="maxDuration must not be shorter than duration"
 type StepHold struct {
 	// duration is how long the weights must have been in force, 0s to 168h. While a side is not ready, and the weights
 	// are therefore others, time begins anew.
@@ -126,6 +126,19 @@ type StepHold struct {
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=24
 	Duration *metav1.Duration `json:"duration,omitempty"`
+
+	// minSamples is how many requests the canary must have had that the analysis counted, 1 to 1000000000.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000000
+	MinSamples *int64 `json:"minSamples,omitempty"`
+
+	// maxDuration is how long the step waits for its samples and for all metrics to pass, 1s to 168h. After that the
+	// rollout is Holding: a proof or a person may still let it go on. When unset, it waits in the step.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=24
+	MaxDuration *metav1.Duration `json:"maxDuration,omitempty"`
 }
 
 // StepPause waits for a person.
@@ -226,6 +239,13 @@ type RolloutProgress struct {
 	// +optional
 	Step *RolloutStepStatus `json:"step,omitempty"`
 
+	// verdicts are what the metrics say of the weights in force.
+	// +optional
+	// +listType=map
+	// +listMapKey=metric
+	// +kubebuilder:validation:MaxItems=12
+	Verdicts []MetricVerdict `json:"verdicts,omitempty"`
+
 	// history tells the weights that were in force, the newest last, 20 at most.
 	// +optional
 	// +listType=atomic
@@ -289,6 +309,15 @@ type RolloutStepStatus struct {
 	// since is when the step's weights came into force; unset while they are not.
 	// +optional
 	Since *metav1.Time `json:"since,omitempty"`
+
+	// samples is the number of the canary's requests that the analysis has counted since the weights are in force: the
+	// least of all metrics that count requests.
+	// +optional
+	Samples int64 `json:"samples,omitempty"`
+
+	// errorSince is since when metrics could not be read; unset while they can.
+	// +optional
+	ErrorSince *metav1.Time `json:"errorSince,omitempty"`
 }
 
 // WeightPeriod is a time during which the weights did not change.

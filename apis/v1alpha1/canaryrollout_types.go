@@ -38,6 +38,8 @@ const (
 	// ReasonDriftHeld says that somebody else changed the route and that it is left so for now; the message names the
 	// field manager.
 	ReasonDriftHeld = "DriftHeld"
+	// ReasonDryRun says that nothing is written because dryRun is set.
+	ReasonDryRun = "DryRun"
 	// ReasonInvalidColour says that a colour cannot be told in the language of routes.
 	ReasonInvalidColour = "InvalidColour"
 	// ReasonModelNamesDiffer says that the two sides serve models of different names, so that what is asked of one is not
@@ -61,6 +63,9 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 // +kubebuilder:validation:XValidation:rule="!has(self.shadow) || self.routing.mode != 'Adopt'",message="shadow needs a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.strategy) || self.canaryPercent == 0",message="canaryPercent and strategy exclude each other: remove one of the two"
 // +kubebuilder:validation:XValidation:rule="!has(self.suspend) || !self.suspend || has(self.strategy)",message="suspend stops the steps of a strategy; without one, traffic moves only when canaryPercent is edited"
+// +kubebuilder:validation:XValidation:rule="!has(self.analysis) || has(self.strategy)",message="analysis belongs to the steps of a strategy; add strategy"
+// +kubebuilder:validation:XValidation:rule="has(self.analysis) || !has(self.strategy) || !self.strategy.steps.exists(s, has(s.hold) && (has(s.hold.minSamples) || has(s.hold.maxDuration)))",message="minSamples and maxDuration wait for an analysis; add analysis, or use duration alone"
+// +kubebuilder:validation:XValidation:rule="!has(self.dryRun) || !self.dryRun || !has(self.strategy)",message="dryRun is for an edit of canaryPercent, colours or routing; a rollout with a strategy must be free to turn its canary back"
 type CanaryRolloutSpec struct {
 	// stable is the side that has the traffic before the rollout.
 	// +required
@@ -90,10 +95,28 @@ type CanaryRolloutSpec struct {
 	// +optional
 	Strategy *RolloutStrategy `json:"strategy,omitempty"`
 
+	// analysis proves by metrics that the canary is not worse than is tolerated, in every step of a strategy.
+	// +optional
+	Analysis *RolloutAnalysis `json:"analysis,omitempty"`
+
+	// capacity bounds the canary's share by what its ready pods carry. When unset, any ready pod carries everything.
+	// +optional
+	Capacity *RolloutCapacity `json:"capacity,omitempty"`
+
+	// warmup has every ready pod of the canary answer requests of its own before the canary gets more traffic. When
+	// unset, a ready pod is taken for warm.
+	// +optional
+	Warmup *RolloutWarmup `json:"warmup,omitempty"`
+
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
 	// is turned back all the same.
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
+
+	// dryRun writes nothing but status.plan: the change of the route that would be made. What is routed stays routed,
+	// whatever becomes of the two sides, so it is for looking before a change and not for keeping.
+	// +optional
+	DryRun bool `json:"dryRun,omitempty"`
 
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
@@ -511,8 +534,8 @@ type HTTPRouteReference struct {
 
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatus struct {
-	// conditions are Ready, RouteApplied and Stalled, with a strategy Progressing, and after a foreign change of the route
-	// DriftDetected.
+	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, with a
+	// warm-up Warmed, and after a foreign change of the route DriftDetected.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -541,6 +564,20 @@ type CanaryRolloutStatus struct {
 	// weights are the shares of the two sides.
 	// +optional
 	Weights RolloutWeights `json:"weights,omitzero"`
+
+	// maxSafePercent is the most that the canary can get now, by its capacity and by how much of it is warm; unset without
+	// capacity and warmup.
+	// +optional
+	MaxSafePercent *int32 `json:"maxSafePercent,omitempty"`
+
+	// neededPods is how many ready pods are taken for enough for all traffic; unset without capacity.
+	// +optional
+	NeededPods int32 `json:"neededPods,omitempty"`
+
+	// plan is the change of the route that would be made, as a unified diff, while dryRun is set.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16384
+	Plan string `json:"plan,omitempty"`
 
 	// shadowPercent is the share of requests of which the canary gets a copy now, 0 to 100.
 	// +optional

@@ -81,6 +81,8 @@ func parse() (controllers.Options, zap.Options, error) {
 		"comma-separated images that a SidecarPolicy may name; one that ends in / stands for all below it (default all)")
 	flag.StringVar(&nativeSidecars, "native-sidecars", "auto",
 		"whether nodes know sidecars among init containers: always, never, or auto to go by the API server's version")
+	flag.StringVar(&o.PrometheusURL, "prometheus-url", "",
+		"address of the Prometheus that a CanaryRollout's analysis asks if it names none")
 	logOptions.BindFlags(flag.CommandLine)
 	flag.Parse()
 	if o.Namespace == "" {

@@ -363,3 +363,16 @@ func TestFromOwnedToAdoptAndBack(t *testing.T) {
 	wantWeights(t, w, "v1=40 v2=60 ")
 	wantShop(t, w, "v1=80 v2=20 ")
 }
+
+// TestAdoptANameWithDots: a dot in the name of a route does not part it from a namespace.
+func TestAdoptANameWithDots(t *testing.T) {
+	w := newWorld(t)
+	r := newReconciler(w.Client, w)
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1),
+		createYAML(strings.ReplaceAll(shop, "name: shop", "name: shop.web")), rollout(adopts("shop.web", "predict")), percent(20))
+	settle(t, w, r)
+	wantReady(t, w)
+	if got := weights(t, virtualService(t, w, "shop.web"), "predict"); got != "v1=80 v2=20 " {
+		t.Errorf("weights %q", got)
+	}
+}

@@ -49,6 +49,8 @@ type Reconciler struct {
 	recorder record.EventRecorder
 	applier  *apply.Applier
 	reporter *status.Reporter
+	asker    Asker  // nil where no rollout has an analysis
+	warmer   Warmer // nil where ready pods are taken for warm
 }
 
 // New returns a Reconciler. It reads through c, which may be a cache, and through live, which must not be one, where a
@@ -64,6 +66,18 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 		applier:  apply.New(c, live, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
 	}
+}
+
+// WithAsker has the Reconciler ask about canaries whose rollouts have an analysis, and returns it.
+func (r *Reconciler) WithAsker(asker Asker) *Reconciler {
+	r.asker = asker
+	return r
+}
+
+// WithWarmer has the Reconciler warm the pods of canaries whose rollouts ask for it, and returns it.
+func (r *Reconciler) WithWarmer(warmer Warmer) *Reconciler {
+	r.warmer = warmer
+	return r
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=canaryrollouts,verbs=get;list;watch
@@ -84,9 +98,13 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if rollout.Spec.DryRun {
+		return r.tellPlan(ctx, rollout, seen)
+	}
 	if reclaimed, err := r.reclaim(ctx, rollout, seen); reclaimed || err != nil {
 		return status.Result(reclaimDelay, err)
 	}
+	seen.warmth = r.warm(rollout, seen)
 	rollout, unrecorded := r.progress(ctx, rollout, seen)
 	seen.asked = r.asked(rollout, seen)
 	p := planFor(rollout, seen)
@@ -104,6 +122,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	}
 	rollout, reportErr := r.report(ctx, rollout, p, err)
 	p.wakeIn(r.wake(rollout, seen))
+	p.wakeIn(seen.warmth.Again)
 	return status.Result(p.wake, errors.Join(err, reportErr))
 }
 

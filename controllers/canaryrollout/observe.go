@@ -5,6 +5,7 @@ package canaryrollout
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -111,7 +112,7 @@ func (r *Reconciler) side(
 		return side{}, err
 	}
 	if one.exists && one.supported {
-		if one.ready, err = r.readyEndpoints(ctx, rollout.Namespace, one.entry.Service); err == nil {
+		if err = r.observeEndpoints(ctx, rollout.Namespace, &one); err == nil {
 			one.models, err = r.models(ctx, rollout.Namespace, one.entry)
 		}
 	}
@@ -128,16 +129,18 @@ func guessEntry(rollout *v1alpha1.CanaryRollout, of v1alpha1.RolloutSide, seen o
 	return entries[0]
 }
 
-// readyEndpoints counts the endpoints of a Service that are ready. KServe's own condition will not do: it turns False
-// when a Deployment has fewer pods than a scale-out has just asked for, while all of the old ones serve.
-func (r *Reconciler) readyEndpoints(ctx context.Context, namespace, service string) (int32, error) {
-	var slices discoveryv1.EndpointSliceList
-	err := r.sides.List(ctx, &slices, client.InNamespace(namespace),
-		client.MatchingLabels{discoveryv1.LabelServiceName: service}, client.UnsafeDisableDeepCopy)
+// observeEndpoints counts the endpoints of a side. KServe's own condition will not do: it turns False when a Deployment
+// has fewer pods than a scale-out has just asked for, while all of the old ones serve.
+func (r *Reconciler) observeEndpoints(ctx context.Context, namespace string, one *side) error {
+	var found discoveryv1.EndpointSliceList
+	err := r.sides.List(ctx, &found, client.InNamespace(namespace),
+		client.MatchingLabels{discoveryv1.LabelServiceName: one.entry.Service}, client.UnsafeDisableDeepCopy)
 	if err != nil {
-		return 0, fmt.Errorf("listing endpoints of Service %q: %w", service, err)
+		return fmt.Errorf("listing endpoints of Service %q: %w", one.entry.Service, err)
 	}
-	return countReady(slices.Items), nil
+	one.pods, one.ill = podsOf(found.Items)
+	one.ready = int32(len(one.pods)) //nolint:gosec // no Service has that many.
+	return nil
 }
 
 // models returns the names of the models of all pods that are to stay: while an update goes on, of both kinds.
@@ -158,26 +161,57 @@ func (r *Reconciler) models(ctx context.Context, namespace string, entry kserve.
 	return slices.Compact(names), nil
 }
 
-// countReady counts the ready endpoints of a Service's slices. A Service of two address families has each pod twice.
-func countReady(slices []discoveryv1.EndpointSlice) int32 {
-	addresses := map[discoveryv1.AddressType]map[string]bool{}
-	for i := range slices {
-		family := slices[i].AddressType
-		if addresses[family] == nil {
-			addresses[family] = map[string]bool{}
+// podsOf returns the ready endpoints of a Service's slices by their addresses, and how many are to stay and are not
+// ready. A Service of two address families has each pod twice; the family with more ready ones counts.
+func podsOf(list []discoveryv1.EndpointSlice) (ready []Pod, ill int32) {
+	type family struct {
+		ready map[string]Pod
+		ill   map[string]bool
+	}
+	families := map[discoveryv1.AddressType]family{}
+	for i := range list {
+		slice := &list[i]
+		of, known := families[slice.AddressType]
+		if !known {
+			of = family{map[string]Pod{}, map[string]bool{}}
+			families[slice.AddressType] = of
 		}
-		for _, endpoint := range slices[i].Endpoints {
-			ready := endpoint.Conditions.Ready == nil || *endpoint.Conditions.Ready
-			if ready && len(endpoint.Addresses) > 0 {
-				addresses[family][endpoint.Addresses[0]] = true
+		for _, endpoint := range slice.Endpoints {
+			switch {
+			case len(endpoint.Addresses) == 0:
+			case endpoint.Conditions.Ready == nil || *endpoint.Conditions.Ready:
+				of.ready[endpoint.Addresses[0]] = podOf(endpoint, slice.Ports)
+			case endpoint.Conditions.Terminating == nil || !*endpoint.Conditions.Terminating:
+				of.ill[endpoint.Addresses[0]] = true
 			}
 		}
 	}
-	most := 0
-	for _, one := range addresses {
-		most = max(most, len(one))
+	for _, kind := range slices.Sorted(maps.Keys(families)) {
+		of := families[kind]
+		if ready == nil || len(of.ready) > len(ready) {
+			ready, ill = make([]Pod, 0, len(of.ready)), 0
+			for _, address := range slices.Sorted(maps.Keys(of.ready)) {
+				ready = append(ready, of.ready[address])
+			}
+			for address := range of.ill {
+				if _, both := of.ready[address]; !both { // while it moves from one slice to another
+					ill++
+				}
+			}
+		}
 	}
-	return int32(most)
+	return ready, ill
+}
+
+func podOf(endpoint discoveryv1.Endpoint, ports []discoveryv1.EndpointPort) Pod {
+	pod := Pod{Name: endpoint.Addresses[0], Address: endpoint.Addresses[0]}
+	if target := endpoint.TargetRef; target != nil {
+		pod.Name, pod.UID = target.Name, target.UID
+	}
+	if len(ports) > 0 && ports[0].Port != nil {
+		pod.Port = *ports[0].Port
+	}
+	return pod
 }
 
 // observeOthers finds out who has a better right to the route, and who delegates to it.

@@ -42,6 +42,8 @@ type observed struct {
 	root *unstructured.Unstructured
 	// drift is a foreign change of the route, nil if there is none.
 	drift *drift
+	// warmth is how far the canary's pods are with their warm-up.
+	warmth Warmth
 	// now is when this was observed.
 	now time.Time
 	// targetPort is where stable's pods take requests, nil while stable's Service does not exist.
@@ -62,8 +64,10 @@ type side struct {
 	transformed bool
 	// entry is where requests enter it.
 	entry kserve.Entry
-	// ready is the number of ready endpoints behind the entry.
-	ready int32
+	// ready is the number of ready endpoints behind the entry, and ill that of those that are to stay and are not ready.
+	ready, ill int32
+	// pods are the ready ones.
+	pods []Pod
 	// models are the names by which its pods know their models, sorted; none if they do not tell.
 	models []string
 	// revision tells what it is from what it may be later.
@@ -76,6 +80,11 @@ type plan struct {
 	desired, weights v1alpha1.WeightPair
 	// outcome tells why weights differs from desired.
 	outcome routing.Outcome
+	// most is the most that the canary can get, nil if nothing bounds it, and needed how many pods carry all traffic.
+	most   *int32
+	needed int32
+	// warmth is how far the canary's pods are with their warm-up.
+	warmth Warmth
 	// unfit says why the canary, although its pods are ready, may not have traffic; empty if it may.
 	unfit string
 	// colours are those in force, in their order.
@@ -140,6 +149,7 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 		canaryReady = 0
 	}
 	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, canaryReady)
+	p.limit(rollout, seen)
 	var err error
 	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, canaryReady); err != nil {
 		p.stalled = refused(err)
@@ -155,6 +165,28 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	}
 	p.countDrift(rollout, seen)
 	return p
+}
+
+// limit bounds the canary's share by its capacity and its warm-up.
+func (p *plan) limit(rollout *v1alpha1.CanaryRollout, seen observed) {
+	spec, inForce := rollout.Spec, rollout.Status.Weights.Applied
+	p.warmth = seen.warmth
+	if spec.Capacity == nil && spec.Warmup == nil {
+		return
+	}
+	policy := v1alpha1.RolloutCapacity{}
+	if spec.Capacity != nil {
+		policy = *spec.Capacity
+		p.needed = routing.NeededPods(policy, rollout.Status.NeededPods, inForce, seen.stable.ready)
+	}
+	has := int32(0)
+	if inForce != nil {
+		has = inForce.Canary
+	}
+	pods := routing.Pods{Ready: seen.canary.ready, Ill: seen.canary.ill, Warm: seen.warmth.Warm}
+	most, why := routing.MaxSafe(policy, p.needed, pods, has)
+	p.most = &most
+	p.weights, p.outcome = routing.Limit(p.weights, p.outcome, most, why)
 }
 
 // unfit says why the canary cannot stand in for stable, empty if it can.

@@ -21,10 +21,10 @@ import (
 // atOnce is how long a rollout waits for its next step if nothing keeps it from taking it.
 const atOnce = time.Millisecond
 
-// current returns a rollout with a strategy as it is stored now: its status is written by this controller, and a step
-// must not be taken twice because the cache has not heard of it.
+// current returns a rollout whose status decides what is done next as it is stored now: this controller writes it, and a
+// step must not be taken twice, or a share be taken for smaller than it is, because the cache has not heard of it.
 func (r *Reconciler) current(ctx context.Context, rollout *v1alpha1.CanaryRollout) (*v1alpha1.CanaryRollout, error) {
-	if rollout.Spec.Strategy == nil && rollout.Status.Phase == "" {
+	if s := rollout.Spec; s.Strategy == nil && s.Capacity == nil && s.Warmup == nil && rollout.Status.Phase == "" {
 		return rollout, nil
 	}
 	var stored v1alpha1.CanaryRollout
@@ -63,6 +63,7 @@ func (r *Reconciler) next(rollout *v1alpha1.CanaryRollout, seen observed) v1alph
 	if rollout.Spec.Strategy == nil {
 		return v1alpha1.RolloutProgress{}
 	}
+	evidence, _ := r.evidence(rollout, seen)
 	return routing.Next(*rollout.Spec.Strategy, rollout.Status.RolloutProgress, routing.Facts{
 		Now:         r.clock.Now(),
 		Rollout:     rollout.UID,
@@ -71,9 +72,34 @@ func (r *Reconciler) next(rollout *v1alpha1.CanaryRollout, seen observed) v1alph
 		Canary:      seen.canary.revision,
 		StableReady: seen.stable.ready,
 		CanaryReady: seen.canary.ready,
+		CanaryCold:  seen.canary.ready - seen.warmth.Warm,
+		Capacity:    rollout.Spec.Capacity,
 		Applied:     rollout.Status.Weights.Applied,
-		Evidence:    routing.Evidence{Result: routing.ResultPass},
+		Analysis:    rollout.Spec.Analysis,
+		Evidence:    evidence,
 	})
+}
+
+// Asker answers questions about canaries without waiting: with the last answer to the same matter, nil if there is none
+// yet, and after how long it is to be asked again.
+type Asker interface {
+	Ask(q *Question) (*Answer, time.Duration)
+}
+
+// evidence is what is known of the weights in force, and after how long to ask again, 0 for never.
+func (r *Reconciler) evidence(rollout *v1alpha1.CanaryRollout, seen observed) (routing.Evidence, time.Duration) {
+	if rollout.Spec.Analysis == nil {
+		return routing.Evidence{Result: routing.ResultPass}, 0
+	}
+	q := questionOf(rollout, seen, r.clock.Now())
+	if q == nil || r.asker == nil {
+		return routing.Evidence{}, 0
+	}
+	answer, again := r.asker.Ask(q)
+	if answer == nil {
+		return routing.Evidence{}, again
+	}
+	return answer.evidence(), again
 }
 
 // asked is the share that a rollout asks for its canary.
@@ -99,7 +125,11 @@ func (r *Reconciler) wake(rollout *v1alpha1.CanaryRollout, seen observed) time.D
 	if !equality.Semantic.DeepEqual(rollout.Status.RolloutProgress, r.next(rollout, seen)) {
 		return atOnce
 	}
-	return routing.Wake(*rollout.Spec.Strategy, rollout.Status.RolloutProgress, r.clock.Now())
+	wake := routing.Wake(*rollout.Spec.Strategy, rollout.Status.RolloutProgress, r.clock.Now())
+	if _, again := r.evidence(rollout, seen); again > 0 && (wake == 0 || again < wake) {
+		wake = again
+	}
+	return wake
 }
 
 // settled is the progress once a plan's weights are in force.
@@ -123,6 +153,28 @@ func setProgressing(s *v1alpha1.CanaryRolloutStatus, generation int64) {
 	case v1alpha1.PhasePaused, v1alpha1.PhaseHolding, v1alpha1.PhaseSucceeded, v1alpha1.PhaseRolledBack:
 		condition.Status = metav1.ConditionFalse
 	default:
+	}
+	status.Set(&s.Conditions, generation, condition)
+}
+
+// setAnalysisHealthy sets the condition of that name, or removes it from a rollout without an analysis.
+func setAnalysisHealthy(s *v1alpha1.CanaryRolloutStatus, analysis *v1alpha1.RolloutAnalysis, generation int64) {
+	if analysis == nil {
+		meta.RemoveStatusCondition(&s.Conditions, v1alpha1.ConditionAnalysisHealthy)
+		return
+	}
+	condition := status.Condition{
+		Type: v1alpha1.ConditionAnalysisHealthy, Status: metav1.ConditionUnknown,
+		Reason: v1alpha1.ReasonMetricsUnread, Message: "No metric has been read for the weights in force.",
+	}
+	for _, verdict := range s.Verdicts {
+		if verdict.Result == v1alpha1.VerdictError {
+			condition.Status, condition.Reason = metav1.ConditionFalse, v1alpha1.ReasonMetricsUnavailable
+			condition.Message = fmt.Sprintf("Metric %s cannot be read: %s.", verdict.Metric, verdict.Message)
+			break
+		}
+		condition.Status, condition.Reason = metav1.ConditionTrue, v1alpha1.ReasonMetricsRead
+		condition.Message = "All metrics could be read."
 	}
 	status.Set(&s.Conditions, generation, condition)
 }

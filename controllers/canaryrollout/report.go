@@ -18,7 +18,7 @@ import (
 func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error) v1alpha1.CanaryRolloutStatus {
 	s := *rollout.Status.DeepCopy()
 	s.ObservedGeneration = rollout.Generation
-	s.Host = p.host
+	s.Host, s.Plan = p.host, ""
 	s.Weights.Desired = &p.desired
 	if err == nil && p.routes() {
 		s.Colours, s.Provider = colourNames(p.colours), p.provider
@@ -36,6 +36,8 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 		s.ShadowPercent = p.shadow
 	}
 	setProgressing(&s, rollout.Generation)
+	setAnalysisHealthy(&s, rollout.Spec.Analysis, rollout.Generation)
+	setCapacity(&s, rollout, p)
 	stalled := status.StalledCondition(err)
 	ready, applied := readyCondition(rollout, p), appliedCondition(p)
 	switch {
@@ -102,6 +104,15 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	case p.outcome == routing.OutcomeNoneReady:
 		return failed(v1alpha1.ConditionReady, notReady,
 			titleOf(rollout.Spec.Stable)+" has no ready pod, and no other may stand in for it.")
+	case p.outcome == routing.OutcomeCanaryAtCapacity:
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryAtCapacity, fmt.Sprintf(
+			"%s gets %d of the %d percent asked, because its ready pods carry no more; "+
+				"%d carry all traffic, and capacity asks for %d percent more.",
+			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary, p.needed, headroom(rollout)))
+	case p.outcome == routing.OutcomeCanaryCold:
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryCold, fmt.Sprintf(
+			"%s gets %d of the %d percent asked, because pods of it are not warm.",
+			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary))
 	default:
 		return status.Condition{
 			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,

@@ -264,28 +264,30 @@ func TestFaultsOfSteps(t *testing.T) {
 				r.Spec.Strategy = strategyOf(2*time.Minute, 0)
 				r.Spec.Strategy.Steps = r.Spec.Strategy.Steps[:2]
 			})),
-			all(reachPause, say(v1alpha1.AnnotationAbort)),
+			all(reachPause(anew), say(v1alpha1.AnnotationAbort)),
 		},
 	})
 }
 
 // reachPause has an undisturbed controller bring the rollout to its pause, as a person waits for it.
-func reachPause(ctx context.Context, w *faults.World) error {
-	for range 60 {
-		var r v1alpha1.CanaryRollout
-		key := client.ObjectKey{Namespace: w.Namespace, Name: name}
-		if err := w.Client.Get(ctx, key, &r); err != nil || r.Status.Phase == v1alpha1.PhasePaused {
-			return err
+func reachPause(made func(client.Client, *faults.World) reconcile.Reconciler) faults.Step {
+	return func(ctx context.Context, w *faults.World) error {
+		for range 60 {
+			var r v1alpha1.CanaryRollout
+			key := client.ObjectKey{Namespace: w.Namespace, Name: name}
+			if err := w.Client.Get(ctx, key, &r); err != nil || r.Status.Phase == v1alpha1.PhasePaused {
+				return err
+			}
+			if err := collectGarbage(ctx, w); err != nil {
+				return err
+			}
+			if _, err := made(w.Client, w).Reconcile(ctx, reconcile.Request{NamespacedName: key}); err != nil {
+				return err
+			}
+			w.Clock.SetTime(w.Clock.Now().Add(time.Minute))
 		}
-		if err := collectGarbage(ctx, w); err != nil {
-			return err
-		}
-		if _, err := newReconciler(w.Client, w).Reconcile(ctx, reconcile.Request{NamespacedName: key}); err != nil {
-			return err
-		}
-		w.Clock.SetTime(w.Clock.Now().Add(time.Minute))
+		return errors.New("the rollout does not come to its pause")
 	}
-	return errors.New("the rollout does not come to its pause")
 }
 
 var identity = regexp.MustCompile(

@@ -52,7 +52,20 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		return err
 	}
 	r.sides = sides.GetClient()
-	c, err := builder.ControllerManagedBy(mgr).
+	b := builder.ControllerManagedBy(mgr)
+	if analyst, ok := r.asker.(*Analyst); ok {
+		if err := mgr.Add(analyst); err != nil {
+			return fmt.Errorf("adding the analyst: %w", err)
+		}
+		b = b.WatchesRawSource(source.Channel(analyst.answered, &handler.EnqueueRequestForObject{}))
+	}
+	if stove, ok := r.warmer.(*Stove); ok {
+		if err := mgr.Add(stove); err != nil {
+			return fmt.Errorf("adding the stove: %w", err)
+		}
+		b = b.WatchesRawSource(source.Channel(stove.warmed, &handler.EnqueueRequestForObject{}))
+	}
+	c, err := b.
 		Named(Name).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(
@@ -262,5 +275,6 @@ func readOfEndpoints(object client.Object) any {
 	if !ok {
 		return nil
 	}
-	return countReady([]discoveryv1.EndpointSlice{*slice})
+	ready, ill := podsOf([]discoveryv1.EndpointSlice{*slice})
+	return []any{ready, ill}
 }

@@ -142,6 +142,30 @@ func TestWhatIsPackedIsUnpacked(t *testing.T) {
 	}
 }
 
+func TestTreesAreWritableForWhomTheDirectoryIs(t *testing.T) {
+	tree := Tree{"vllm", t.TempDir()}
+	plant(t, tree.Path, map[string]file{"a/text": {"a", 0o600, built}, "a/program": {"b", 0o755, built}})
+	archive, m := packed(t, tree)
+	tests := map[os.FileMode][3]os.FileMode{ // the directory's, that of folders, of programs, of files
+		0o700: {0o755, 0o755, 0o644}, 0o755: {0o755, 0o755, 0o644}, 0o775: {0o775, 0o775, 0o664}, 0o777: {0o777, 0o777, 0o666},
+	}
+	for mode, want := range tests {
+		to := t.TempDir()
+		if err := os.Chmod(to, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := unpackInto(t.Context(), t, bytes.NewReader(archive), m, to); err != nil {
+			t.Fatal(err)
+		}
+		for i, rel := range []string{"fresh/vllm/a", "fresh/vllm/a/program", "fresh/vllm/a/text"} {
+			info, err := os.Stat(filepath.Join(to, rel))
+			if err != nil || info.Mode().Perm() != want[i] {
+				t.Errorf("in a directory of mode %v, %s is %v, %v; want %v", mode, rel, info.Mode(), err, want[i])
+			}
+		}
+	}
+}
+
 // crafted builds an archive of any members.
 func crafted(t *testing.T, members ...tar.Header) ([]byte, *Manifest) {
 	t.Helper()

@@ -28,7 +28,8 @@ func corrupt(format string, args ...any) error {
 }
 
 // Unpack reads the archive that the manifest speaks of and puts its trees into the folder
-// dir beneath root, which must be empty or not exist. Until it returns nil nothing there
+// dir beneath root, which must be empty or not exist. Everybody may read them, and those
+// may write to them who may write to root: an engine is often another user. Until it returns nil nothing there
 // may be believed. Wrong bytes are an [ErrCorrupt]; other errors are the file system's,
 // the reader's, or the cause of the context's end.
 func Unpack(ctx context.Context, archive io.Reader, m *Manifest, root *os.Root, dir string) error {
@@ -48,6 +49,11 @@ func Unpack(ctx context.Context, archive io.Reader, m *Manifest, root *os.Root, 
 	for _, t := range m.Trees {
 		u.trees[t.Name] = true
 	}
+	info, err := root.Stat(".")
+	if err != nil {
+		return err
+	}
+	u.mode = 0o755 | info.Mode().Perm()
 	if err := root.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -94,6 +100,8 @@ type unpacker struct {
 	members *tar.Reader
 	buf     []byte
 	trees   map[string]bool
+	// mode is that of folders and of programs.
+	mode os.FileMode
 	// left is what may still come.
 	left Contents
 	// disk is set by errors that are not the archive's fault.
@@ -143,7 +151,7 @@ func (u *unpacker) member(h *tar.Header) error {
 		if u.left.Folders--; u.left.Folders < 0 {
 			return corrupt("it has more folders than announced")
 		}
-		return u.failed(u.root.MkdirAll(at, 0o755))
+		return u.folder(at)
 	case tar.TypeReg:
 		return u.file(h, at)
 	}
@@ -162,6 +170,13 @@ func (u *unpacker) failed(err error) error {
 	return err
 }
 
+func (u *unpacker) folder(at string) error {
+	if err := u.root.MkdirAll(at, 0o755); err != nil {
+		return u.failed(err)
+	}
+	return u.failed(u.root.Chmod(at, u.mode))
+}
+
 func (u *unpacker) file(h *tar.Header, at string) error {
 	if u.left.Files--; u.left.Files < 0 {
 		return corrupt("it has more files than announced")
@@ -169,9 +184,9 @@ func (u *unpacker) file(h *tar.Header, at string) error {
 	if u.left.Bytes -= h.Size; u.left.Bytes < 0 {
 		return corrupt("it has more bytes than announced")
 	}
-	mode := os.FileMode(0o644)
+	mode := u.mode &^ 0o111
 	if h.Mode&0o100 != 0 {
-		mode = 0o755
+		mode = u.mode
 	}
 	if err := u.root.MkdirAll(path.Dir(at), 0o755); err != nil {
 		return u.failed(err)
@@ -180,7 +195,9 @@ func (u *unpacker) file(h *tar.Header, at string) error {
 	if err != nil {
 		return u.failed(err)
 	}
-	err = u.copy(f)
+	if err = u.copy(f); err == nil {
+		err = u.failed(f.Chmod(mode)) // whatever the umask
+	}
 	if closeErr := u.failed(f.Close()); err == nil {
 		err = closeErr
 	}

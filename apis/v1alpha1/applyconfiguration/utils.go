@@ -18,6 +18,10 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 	// Group=outrigger.serverless.xyz, Version=v1alpha1
 	case v1alpha1.SchemeGroupVersion.WithKind("AbortPolicy"):
 		return &apisv1alpha1.AbortPolicyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("AnalysisMetric"):
+		return &apisv1alpha1.AnalysisMetricApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("BurnRateBound"):
+		return &apisv1alpha1.BurnRateBoundApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CanaryRevision"):
 		return &apisv1alpha1.CanaryRevisionApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CanaryRollout"):
@@ -32,6 +36,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.ColourMarkApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ColourMatch"):
 		return &apisv1alpha1.ColourMatchApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("CompareBound"):
+		return &apisv1alpha1.CompareBoundApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("CookieMark"):
 		return &apisv1alpha1.CookieMarkApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("DriftPolicy"):
@@ -42,6 +48,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.FeatureCacheApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("HeaderMark"):
 		return &apisv1alpha1.HeaderMarkApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("HistogramQuery"):
+		return &apisv1alpha1.HistogramQueryApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("HTTPRouteReference"):
 		return &apisv1alpha1.HTTPRouteReferenceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LocalObjectReference"):
@@ -56,6 +64,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.MemcachedSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("MemcachedStatus"):
 		return &apisv1alpha1.MemcachedStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("MetricVerdict"):
+		return &apisv1alpha1.MetricVerdictApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PodBehind"):
 		return &apisv1alpha1.PodBehindApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PolicyConflict"):
@@ -68,8 +78,16 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.PreloadResourcesApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PreloadVolume"):
 		return &apisv1alpha1.PreloadVolumeApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PrometheusSource"):
+		return &apisv1alpha1.PrometheusSourceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ProviderErrorPolicy"):
+		return &apisv1alpha1.ProviderErrorPolicyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutAnalysis"):
+		return &apisv1alpha1.RolloutAnalysisApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutAttempt"):
 		return &apisv1alpha1.RolloutAttemptApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutCapacity"):
+		return &apisv1alpha1.RolloutCapacityApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutDrift"):
 		return &apisv1alpha1.RolloutDriftApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutProgress"):
@@ -88,12 +106,16 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.RolloutStickinessApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutStrategy"):
 		return &apisv1alpha1.RolloutStrategyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutWarmup"):
+		return &apisv1alpha1.RolloutWarmupApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutWeights"):
 		return &apisv1alpha1.RolloutWeightsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SessionCookie"):
 		return &apisv1alpha1.SessionCookieApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SessionHeader"):
 		return &apisv1alpha1.SessionHeaderApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ShareQuery"):
+		return &apisv1alpha1.ShareQueryApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SidecarPolicy"):
 		return &apisv1alpha1.SidecarPolicyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SidecarPolicySpec"):
@@ -102,8 +124,14 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.SidecarPolicyStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("StepHold"):
 		return &apisv1alpha1.StepHoldApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ThresholdBound"):
+		return &apisv1alpha1.ThresholdBoundApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ValueQuery"):
+		return &apisv1alpha1.ValueQueryApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("VirtualServiceReference"):
 		return &apisv1alpha1.VirtualServiceReferenceApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("WarmupRequest"):
+		return &apisv1alpha1.WarmupRequestApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("WeightPair"):
 		return &apisv1alpha1.WeightPairApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("WeightPeriod"):

@@ -76,7 +76,7 @@ func Run(t *testing.T, cluster *testcluster.Cluster, s Scenario) {
 		for n := 1; n <= writes; n++ {
 			for _, done := range []bool{false, true} {
 				crash := &crash{at: n, done: done}
-				got := s.play(t, cluster, crash.client)
+				got := s.play(t, cluster, crash.client, brisk)
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("killed at write %d (write done: %v): end state differs (-want +got):\n%s", n, done, diff)
 				}
@@ -89,7 +89,7 @@ func Run(t *testing.T, cluster *testcluster.Cluster, s Scenario) {
 	for lag := 1; lag <= 3; lag++ {
 		t.Run(fmt.Sprintf("reads are %d rounds old", lag), func(t *testing.T) {
 			stale := &stale{lag: lag, kinds: s.Kinds}
-			if diff := cmp.Diff(want, s.play(t, cluster, stale.client, stale.remember)); diff != "" {
+			if diff := cmp.Diff(want, s.play(t, cluster, stale.client, patient, stale.remember)); diff != "" {
 				t.Errorf("end state differs (-want +got):\n%s", diff)
 			}
 		})
@@ -97,7 +97,7 @@ func Run(t *testing.T, cluster *testcluster.Cluster, s Scenario) {
 	t.Run("deleted and made again unseen", func(t *testing.T) {
 		again := s
 		again.Steps = append(slices.Clone(s.Steps), s.recreate(s.Steps))
-		if diff := cmp.Diff(want, again.play(t, cluster, nil)); diff != "" {
+		if diff := cmp.Diff(want, again.play(t, cluster, nil, brisk)); diff != "" {
 			t.Errorf("end state differs (-want +got):\n%s", diff)
 		}
 	})
@@ -114,7 +114,7 @@ func (s Scenario) clean(t *testing.T, cluster *testcluster.Cluster) (map[string]
 		if err := step(ctx, w); err != nil {
 			t.Fatalf("step %d: %v", i+1, err)
 		}
-		if err := s.settle(ctx, w, func(w *World) client.Client { return count.client(w) }); err != nil {
+		if err := s.settle(ctx, w, func(w *World) client.Client { return count.client(w) }, brisk); err != nil {
 			t.Fatalf("step %d: %v", i+1, err)
 		}
 	}
@@ -132,7 +132,7 @@ func (s Scenario) clean(t *testing.T, cluster *testcluster.Cluster) (map[string]
 
 // play plays all steps through a faulty client and returns the end state. The reconciler is made anew after every error.
 func (s Scenario) play(
-	t *testing.T, cluster *testcluster.Cluster, faulty func(*World) client.Client, before ...Step,
+	t *testing.T, cluster *testcluster.Cluster, faulty func(*World) client.Client, patience int, before ...Step,
 ) map[string]string {
 	t.Helper()
 	w := NewWorld(t, cluster)
@@ -157,23 +157,28 @@ func (s Scenario) play(
 		if err := step(t.Context(), w); err != nil {
 			t.Fatalf("step %d: %v", i+1, err)
 		}
-		if err := with.settle(t.Context(), w, faulty); err != nil {
+		if err := with.settle(t.Context(), w, faulty, patience); err != nil {
 			t.Fatalf("step %d: %v", i+1, err)
 		}
 	}
 	return s.snapshot(t, w)
 }
 
-// settle reconciles until nothing changes any more, then lets an hour pass and does so again, until time changes nothing
-// either.
-func (s Scenario) settle(ctx context.Context, w *World, through func(*World) client.Client) error {
+// Rounds without a change that it takes to be sure that none will come.
+const (
+	patient = 4 // reads may be three rounds old
+	brisk   = 1 // reads are new
+)
+
+// settle reconciles until nothing changes for patience rounds, twice.
+func (s Scenario) settle(ctx context.Context, w *World, through func(*World) client.Client, patience int) error {
 	reconciler := s.New(through(w), w)
 	quiet, aged := 0, false
+	before, err := versions(ctx, w, s.Kinds)
+	if err != nil {
+		return err
+	}
 	for range maxRounds {
-		before, err := versions(ctx, w, s.Kinds)
-		if err != nil {
-			return err
-		}
 		if err := s.round(ctx, w, reconciler); err != nil {
 			reconciler = s.New(through(w), w) // what a restarted manager would do
 		}
@@ -189,14 +194,19 @@ func (s Scenario) settle(ctx context.Context, w *World, through func(*World) cli
 		switch {
 		case !maps.Equal(before, after):
 			quiet, aged = 0, false
-		case quiet < 4: // reads may be older than that
+		case quiet < patience:
 			quiet++
 		case aged:
 			return nil
 		default:
 			quiet, aged = 0, true
 		}
-		w.Clock.SetTime(w.Clock.Now().Add(time.Minute))
+		before = after
+		pause := time.Minute
+		if quiet > 0 {
+			pause *= patient / time.Duration(patience) // so that as much time passes at rest, in fewer rounds
+		}
+		w.Clock.SetTime(w.Clock.Now().Add(pause))
 	}
 	return fmt.Errorf("no rest after %d rounds", maxRounds)
 }

@@ -25,9 +25,19 @@ type CanaryRolloutSpecApplyConfiguration struct {
 	ModelNames *apisv1alpha1.ModelNames `json:"modelNames,omitempty"`
 	// strategy moves traffic to the canary step by step, instead of by edits of canaryPercent.
 	Strategy *RolloutStrategyApplyConfiguration `json:"strategy,omitempty"`
+	// analysis proves by metrics that the canary is not worse than is tolerated, in every step of a strategy.
+	Analysis *RolloutAnalysisApplyConfiguration `json:"analysis,omitempty"`
+	// capacity bounds the canary's share by what its ready pods carry. When unset, any ready pod carries everything.
+	Capacity *RolloutCapacityApplyConfiguration `json:"capacity,omitempty"`
+	// warmup has every ready pod of the canary answer requests of its own before the canary gets more traffic. When
+	// unset, a ready pod is taken for warm.
+	Warmup *RolloutWarmupApplyConfiguration `json:"warmup,omitempty"`
 	// suspend keeps a rollout with a strategy where it is: no step is taken until it is false again. A canary that fails
 	// is turned back all the same.
 	Suspend *bool `json:"suspend,omitempty"`
+	// dryRun writes nothing but status.plan: the change of the route that would be made. What is routed stays routed,
+	// whatever becomes of the two sides, so it is for looking before a change and not for keeping.
+	DryRun *bool `json:"dryRun,omitempty"`
 	// colours send some requests to one side whatever the weights, the first that matches decides. They are not counted
 	// into canaryPercent. Not in mode Adopt.
 	Colours []ColourApplyConfiguration `json:"colours,omitempty"`
@@ -87,11 +97,43 @@ func (b *CanaryRolloutSpecApplyConfiguration) WithStrategy(value *RolloutStrateg
 	return b
 }
 
+// WithAnalysis sets the Analysis field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Analysis field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithAnalysis(value *RolloutAnalysisApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Analysis = value
+	return b
+}
+
+// WithCapacity sets the Capacity field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Capacity field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithCapacity(value *RolloutCapacityApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Capacity = value
+	return b
+}
+
+// WithWarmup sets the Warmup field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Warmup field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithWarmup(value *RolloutWarmupApplyConfiguration) *CanaryRolloutSpecApplyConfiguration {
+	b.Warmup = value
+	return b
+}
+
 // WithSuspend sets the Suspend field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the Suspend field is set to the value of the last call.
 func (b *CanaryRolloutSpecApplyConfiguration) WithSuspend(value bool) *CanaryRolloutSpecApplyConfiguration {
 	b.Suspend = &value
+	return b
+}
+
+// WithDryRun sets the DryRun field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the DryRun field is set to the value of the last call.
+func (b *CanaryRolloutSpecApplyConfiguration) WithDryRun(value bool) *CanaryRolloutSpecApplyConfiguration {
+	b.DryRun = &value
 	return b
 }
 

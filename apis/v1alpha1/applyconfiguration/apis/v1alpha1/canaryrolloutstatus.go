@@ -13,8 +13,8 @@ import (
 //
 // CanaryRolloutStatus is what a CanaryRollout has come to.
 type CanaryRolloutStatusApplyConfiguration struct {
-	// conditions are Ready, RouteApplied and Stalled, with a strategy Progressing, and after a foreign change of the route
-	// DriftDetected.
+	// conditions are Ready, RouteApplied and Stalled; with a strategy Progressing, with an analysis AnalysisHealthy, with a
+	// warm-up Warmed, and after a foreign change of the route DriftDetected.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
@@ -27,6 +27,13 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	Colours []string `json:"colours,omitempty"`
 	// weights are the shares of the two sides.
 	Weights *RolloutWeightsApplyConfiguration `json:"weights,omitempty"`
+	// maxSafePercent is the most that the canary can get now, by its capacity and by how much of it is warm; unset without
+	// capacity and warmup.
+	MaxSafePercent *int32 `json:"maxSafePercent,omitempty"`
+	// neededPods is how many ready pods are taken for enough for all traffic; unset without capacity.
+	NeededPods *int32 `json:"neededPods,omitempty"`
+	// plan is the change of the route that would be made, as a unified diff, while dryRun is set.
+	Plan *string `json:"plan,omitempty"`
 	// shadowPercent is the share of requests of which the canary gets a copy now, 0 to 100.
 	ShadowPercent *int32 `json:"shadowPercent,omitempty"`
 	// drift tells of foreign changes of the route, as long as they matter.
@@ -92,6 +99,30 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithColours(values ...string) *C
 // If called multiple times, the Weights field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithWeights(value *RolloutWeightsApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
 	b.Weights = value
+	return b
+}
+
+// WithMaxSafePercent sets the MaxSafePercent field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MaxSafePercent field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithMaxSafePercent(value int32) *CanaryRolloutStatusApplyConfiguration {
+	b.MaxSafePercent = &value
+	return b
+}
+
+// WithNeededPods sets the NeededPods field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the NeededPods field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithNeededPods(value int32) *CanaryRolloutStatusApplyConfiguration {
+	b.NeededPods = &value
+	return b
+}
+
+// WithPlan sets the Plan field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Plan field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithPlan(value string) *CanaryRolloutStatusApplyConfiguration {
+	b.Plan = &value
 	return b
 }
 
@@ -164,6 +195,19 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithAttempt(value *RolloutAttemp
 // If called multiple times, the Step field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithStep(value *RolloutStepStatusApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
 	b.RolloutProgressApplyConfiguration.Step = value
+	return b
+}
+
+// WithVerdicts adds the given value to the Verdicts field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Verdicts field.
+func (b *CanaryRolloutStatusApplyConfiguration) WithVerdicts(values ...*MetricVerdictApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithVerdicts")
+		}
+		b.RolloutProgressApplyConfiguration.Verdicts = append(b.RolloutProgressApplyConfiguration.Verdicts, *values[i])
+	}
 	return b
 }
 

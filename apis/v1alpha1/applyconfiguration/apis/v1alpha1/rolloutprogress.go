@@ -27,6 +27,8 @@ type RolloutProgressApplyConfiguration struct {
 	Attempt *RolloutAttemptApplyConfiguration `json:"attempt,omitempty"`
 	// step is where among the steps the rollout is.
 	Step *RolloutStepStatusApplyConfiguration `json:"step,omitempty"`
+	// verdicts are what the metrics say of the weights in force.
+	Verdicts []MetricVerdictApplyConfiguration `json:"verdicts,omitempty"`
 	// history tells the weights that were in force, the newest last, 20 at most.
 	History []WeightPeriodApplyConfiguration `json:"history,omitempty"`
 }
@@ -90,6 +92,19 @@ func (b *RolloutProgressApplyConfiguration) WithAttempt(value *RolloutAttemptApp
 // If called multiple times, the Step field is set to the value of the last call.
 func (b *RolloutProgressApplyConfiguration) WithStep(value *RolloutStepStatusApplyConfiguration) *RolloutProgressApplyConfiguration {
 	b.Step = value
+	return b
+}
+
+// WithVerdicts adds the given value to the Verdicts field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Verdicts field.
+func (b *RolloutProgressApplyConfiguration) WithVerdicts(values ...*MetricVerdictApplyConfiguration) *RolloutProgressApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithVerdicts")
+		}
+		b.Verdicts = append(b.Verdicts, *values[i])
+	}
 	return b
 }
 

@@ -15,6 +15,11 @@ type RolloutStepStatusApplyConfiguration struct {
 	Index *int32 `json:"index,omitempty"`
 	// since is when the step's weights came into force; unset while they are not.
 	Since *v1.Time `json:"since,omitempty"`
+	// samples is the number of the canary's requests that the analysis has counted since the weights are in force: the
+	// least of all metrics that count requests.
+	Samples *int64 `json:"samples,omitempty"`
+	// errorSince is since when metrics could not be read; unset while they can.
+	ErrorSince *v1.Time `json:"errorSince,omitempty"`
 }
 
 // RolloutStepStatusApplyConfiguration constructs a declarative configuration of the RolloutStepStatus type for use with
@@ -36,5 +41,21 @@ func (b *RolloutStepStatusApplyConfiguration) WithIndex(value int32) *RolloutSte
 // If called multiple times, the Since field is set to the value of the last call.
 func (b *RolloutStepStatusApplyConfiguration) WithSince(value v1.Time) *RolloutStepStatusApplyConfiguration {
 	b.Since = &value
+	return b
+}
+
+// WithSamples sets the Samples field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Samples field is set to the value of the last call.
+func (b *RolloutStepStatusApplyConfiguration) WithSamples(value int64) *RolloutStepStatusApplyConfiguration {
+	b.Samples = &value
+	return b
+}
+
+// WithErrorSince sets the ErrorSince field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ErrorSince field is set to the value of the last call.
+func (b *RolloutStepStatusApplyConfiguration) WithErrorSince(value v1.Time) *RolloutStepStatusApplyConfiguration {
+	b.ErrorSince = &value
 	return b
 }

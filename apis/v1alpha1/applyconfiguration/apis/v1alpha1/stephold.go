@@ -14,6 +14,11 @@ type StepHoldApplyConfiguration struct {
 	// duration is how long the weights must have been in force, 0s to 168h. While a side is not ready, and the weights
 	// are therefore others, time begins anew.
 	Duration *v1.Duration `json:"duration,omitempty"`
+	// minSamples is how many requests the canary must have had that the analysis counted, 1 to 1000000000.
+	MinSamples *int64 `json:"minSamples,omitempty"`
+	// maxDuration is how long the step waits for its samples and for all metrics to pass, 1s to 168h. After that the
+	// rollout is Holding: a proof or a person may still let it go on. When unset, it waits in the step.
+	MaxDuration *v1.Duration `json:"maxDuration,omitempty"`
 }
 
 // StepHoldApplyConfiguration constructs a declarative configuration of the StepHold type for use with
@@ -27,5 +32,21 @@ func StepHold() *StepHoldApplyConfiguration {
 // If called multiple times, the Duration field is set to the value of the last call.
 func (b *StepHoldApplyConfiguration) WithDuration(value v1.Duration) *StepHoldApplyConfiguration {
 	b.Duration = &value
+	return b
+}
+
+// WithMinSamples sets the MinSamples field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MinSamples field is set to the value of the last call.
+func (b *StepHoldApplyConfiguration) WithMinSamples(value int64) *StepHoldApplyConfiguration {
+	b.MinSamples = &value
+	return b
+}
+
+// WithMaxDuration sets the MaxDuration field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MaxDuration field is set to the value of the last call.
+func (b *StepHoldApplyConfiguration) WithMaxDuration(value v1.Duration) *StepHoldApplyConfiguration {
+	b.MaxDuration = &value
 	return b
 }
