@@ -516,6 +516,18 @@ var rules = map[string]struct {
 		refused: "preload: {volume: {ephemeral: {size: 1Gi}, sizeLimit: 1Gi}}",
 		wants:   "an ephemeral volume has its own size",
 	},
+	"compiled kernels come from S3": {
+		kind:      "SidecarPolicy",
+		taken:     "preload: {jitCache: {uri: 's3://models/jit', key: 'tp=2,mig=1g.10gb'}}",
+		refused:   "preload: {jitCache: {uri: 'gs://models/jit'}}",
+		wantField: "spec.preload.jitCache.uri",
+	},
+	"what kernels depend on has names": {
+		kind:      "SidecarPolicy",
+		taken:     "preload: {jitCache: {uri: 's3://models/jit', key: 'engine=host:5000/vllm@sha256:00'}}",
+		refused:   "preload: {jitCache: {uri: 's3://models/jit', key: 'tp=2,'}}",
+		wantField: "spec.preload.jitCache.key",
+	},
 	"memory as a volume is limited": {
 		kind:    "SidecarPolicy",
 		taken:   "preload: {volume: {medium: Memory, sizeLimit: 1Gi}}",

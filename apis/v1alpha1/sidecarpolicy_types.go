@@ -194,6 +194,29 @@ type Preload struct {
 	// unset, every pod fetches for itself.
 	// +optional
 	NodeCache *PreloadNodeCache `json:"nodeCache,omitempty"`
+
+	// jitCache brings, with the model, kernels that an engine has compiled before, if they fit engine, GPU, driver and
+	// model. Nothing that goes wrong with them keeps a pod from starting. The model server's engines are told to keep what
+	// they compile in the pod's volume outrigger-jit-cache, at /mnt/jit-cache, from where preloader publish-cache takes it.
+	// +optional
+	JITCache *PreloadJITCache `json:"jitCache,omitempty"`
+}
+
+// PreloadJITCache is where compiled kernels are published.
+type PreloadJITCache struct {
+	// uri is the folder in S3 that they are published to, such as s3://models/jit. Whoever may write there can run code in
+	// the model servers that read from it. It is reached with the credentials of the model.
+	// +required
+	// +kubebuilder:validation:Pattern=`^s3://[a-z0-9][a-z0-9.-]*/[^\s]+$`
+	// +kubebuilder:validation:MaxLength=1024
+	URI string `json:"uri"`
+
+	// key adds to what the kernels depend on, such as tp=2,mig=1g.10gb. When it has no part engine, that is the image of
+	// the model server.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^[a-z][a-z0-9-]*=[^,]+(,[a-z][a-z0-9-]*=[^,]+)*$`
+	// +kubebuilder:validation:MaxLength=1024
+	Key string `json:"key,omitempty"`
 }
 
 // PreloadNodeCache is where pods of a node share fetched models.

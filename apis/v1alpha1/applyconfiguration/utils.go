@@ -72,6 +72,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.PolicyConflictApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Preload"):
 		return &apisv1alpha1.PreloadApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PreloadJITCache"):
+		return &apisv1alpha1.PreloadJITCacheApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PreloadNodeCache"):
 		return &apisv1alpha1.PreloadNodeCacheApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PreloadResources"):

@@ -120,6 +120,7 @@ func injectPreload(pod *corev1.Pod, preload Preload, settings Settings) string {
 		}
 		equipStorage(pod, c, preload)
 		shareModels(pod, c, preload.NodeCache, settings)
+		bringKernels(pod, c, preload.JITCache)
 		if len(gpus) > 0 {
 			lendGPUs(c, gpus, preload.GPU)
 			// The policy's limit was just set anew; KServe's was raised when the image was replaced.

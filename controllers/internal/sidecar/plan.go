@@ -55,6 +55,8 @@ type Preload struct {
 	Volume *v1alpha1.PreloadVolume `json:"volume,omitempty"`
 	// NodeCache is what pods of a node share; nil for nothing.
 	NodeCache *v1alpha1.PreloadNodeCache `json:"nodeCache,omitempty"`
+	// JITCache is where compiled kernels come from; nil for nowhere.
+	JITCache *v1alpha1.PreloadJITCache `json:"jitCache,omitempty"`
 }
 
 // FeatureCache says which cache to connect.

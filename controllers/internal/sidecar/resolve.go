@@ -98,6 +98,7 @@ func invalidPolicy(policy *v1alpha1.SidecarPolicy, err error) Problem {
 func preloadOf(spec *v1alpha1.Preload) *Preload {
 	p := &Preload{
 		Image: spec.Image, Verify: spec.Verify, Resources: spec.Resources, Volume: spec.Volume, NodeCache: spec.NodeCache,
+		JITCache: spec.JITCache,
 	}
 	if spec.IO != v1alpha1.PreloadAuto {
 		p.IO = spec.IO

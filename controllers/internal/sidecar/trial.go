@@ -19,7 +19,8 @@ const trialGPU corev1.ResourceName = "nvidia.com/gpu"
 // CanBreakPods reports whether a policy has anything that could make a pod invalid.
 func CanBreakPods(spec *v1alpha1.SidecarPolicySpec) bool {
 	return HasSidecars(spec) || spec.Preload != nil &&
-		(spec.Preload.Resources != nil || spec.Preload.Volume != nil || spec.Preload.NodeCache != nil || checksGPUs(spec))
+		(spec.Preload.Resources != nil || spec.Preload.Volume != nil || spec.Preload.NodeCache != nil ||
+			spec.Preload.JITCache != nil || checksGPUs(spec))
 }
 
 func checksGPUs(spec *v1alpha1.SidecarPolicySpec) bool {

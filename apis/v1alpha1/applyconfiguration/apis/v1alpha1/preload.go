@@ -34,6 +34,10 @@ type PreloadApplyConfiguration struct {
 	// nodeCache keeps fetched models for other pods of the node, which take and prove them in place of fetching them. When
 	// unset, every pod fetches for itself.
 	NodeCache *PreloadNodeCacheApplyConfiguration `json:"nodeCache,omitempty"`
+	// jitCache brings, with the model, kernels that an engine has compiled before, if they fit engine, GPU, driver and
+	// model. Nothing that goes wrong with them keeps a pod from starting. The model server's engines are told to keep what
+	// they compile in the pod's volume outrigger-jit-cache, at /mnt/jit-cache, from where preloader publish-cache takes it.
+	JITCache *PreloadJITCacheApplyConfiguration `json:"jitCache,omitempty"`
 }
 
 // PreloadApplyConfiguration constructs a declarative configuration of the Preload type for use with
@@ -95,5 +99,13 @@ func (b *PreloadApplyConfiguration) WithVolume(value *PreloadVolumeApplyConfigur
 // If called multiple times, the NodeCache field is set to the value of the last call.
 func (b *PreloadApplyConfiguration) WithNodeCache(value *PreloadNodeCacheApplyConfiguration) *PreloadApplyConfiguration {
 	b.NodeCache = value
+	return b
+}
+
+// WithJITCache sets the JITCache field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the JITCache field is set to the value of the last call.
+func (b *PreloadApplyConfiguration) WithJITCache(value *PreloadJITCacheApplyConfiguration) *PreloadApplyConfiguration {
+	b.JITCache = value
 	return b
 }
