@@ -5,13 +5,10 @@ package preloader
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // maxConns bounds how many requests may run at once.
@@ -37,6 +34,8 @@ type engine struct {
 	back *writeback
 	// throttle bounds the requests that are under way.
 	throttle *throttle
+	// crew are the connections.
+	crew crew
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -100,28 +99,21 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]FileRecor
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { e.fail(context.Cause(ctx)) })
 	defer stop()
-	conns = max(1, min(conns, e.mostRequests(files)))
-	arena, err := unix.Mmap(-1, 0, conns*bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	most := e.mostRequests(files)
+	conns = max(1, min(conns, most))
+	err := e.crew.run(conns, max(0, min(e.opts.more, most-conns)), func(buf []byte) {
+		w := &worker{buf: buf}
+		defer w.line.hangUp()
+		if err := e.work(ctx, w); err != nil {
+			e.fail(err)
+			cancel(err)
+		}
+	})
 	if err != nil {
-		return nil, fmt.Errorf("reserving %s of buffers: %w", formatBytes(int64(conns)*bufferSize), err)
+		return nil, err
 	}
-	var group sync.WaitGroup
-	for i := range conns {
-		w := &worker{buf: arena[i*bufferSize : (i+1)*bufferSize]}
-		group.Go(func() {
-			defer w.line.hangUp()
-			if err := e.work(ctx, w); err != nil {
-				e.fail(err)
-				cancel(err)
-			}
-		})
-	}
-	group.Wait()
 	for _, f := range files {
 		_ = f.close()
-	}
-	if err := unix.Munmap(arena); err != nil {
-		return nil, fmt.Errorf("giving buffers back: %w", err)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -188,6 +180,7 @@ func (e *engine) next() task {
 				e.open = e.open[1:]
 			}
 			f.inFlight++
+			e.hire()
 			return task{file: f, part: part}
 		}
 		limit := e.opts.FileConcurrency
@@ -196,6 +189,7 @@ func (e *engine) next() task {
 			e.waiting = e.waiting[1:]
 			e.opened++
 			f.inFlight++
+			e.hire()
 			return task{file: f}
 		}
 		if slow := e.slowest(time.Now()); slow != nil {
@@ -208,6 +202,14 @@ func (e *engine) next() task {
 		again.Stop()
 	}
 	return task{}
+}
+
+// hire adds a connection if that would help and there is work for it. It must be
+// called with the engine's lock.
+func (e *engine) hire() {
+	if len(e.open)+len(e.waiting) > 0 && e.crew.wantsMore(2*e.opts.Conns) && e.throttle.widen() {
+		e.crew.add()
+	}
 }
 
 // settle takes note of how a piece of work ended, and finishes or restarts the

@@ -71,7 +71,7 @@ func (p *pace) measure(ctx context.Context, src source, files []*file) error {
 }
 
 // forecast predicts the time of a plan; nil if it fetches nothing.
-func (p *pace) forecast(plan *Plan, conns int, cpus float64) *Forecast {
+func (p *pace) forecast(plan *Plan, opts Options, cpus float64) *Forecast {
 	var todo Amount
 	for _, pair := range plan.Pairs {
 		todo.Files += pair.Fetch.Files
@@ -81,6 +81,10 @@ func (p *pace) forecast(plan *Plan, conns int, cpus float64) *Forecast {
 		return nil
 	}
 	slices.Sort(p.answers)
+	conns := opts.Conns
+	if p.answers[0] >= farAnswer {
+		conns += opts.more
+	}
 	f := &Forecast{
 		CPUs: cpus, Connections: conns, CPUBytesPerSecond: cpus / cpuSecondsPerByte,
 		ConnectionBytesPerSecond: p.perConnection * float64(conns),

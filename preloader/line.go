@@ -33,6 +33,8 @@ type line struct {
 	used bool
 	// idle is when the last answer was read to its end.
 	idle time.Time
+	// waited is how long the last answer took to begin.
+	waited time.Duration
 	// lowWater is what was last asked of the kernel; 0 stands for its default.
 	lowWater int
 }
@@ -127,6 +129,7 @@ func (l *line) exchange(ctx context.Context, t *http.Transport, r *http.Request)
 		l.out = append(l.out, "\r\n"...)
 	}
 	l.out = append(l.out, "\r\n"...)
+	asked := time.Now()
 	if _, err := l.conn.Write(l.out); err != nil {
 		return nil, err
 	}
@@ -136,6 +139,7 @@ func (l *line) exchange(ctx context.Context, t *http.Transport, r *http.Request)
 		}
 	}
 	answer, err := l.head(r)
+	l.waited = time.Since(asked)
 	if err == nil {
 		err = l.readBy(ctx, time.Time{})
 	}

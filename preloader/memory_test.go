@@ -287,3 +287,51 @@ func mountMemory(t *testing.T, size string) string {
 	})
 	return dir
 }
+
+// TestPullOfManyFilesNeedsLittleMemory: what is kept of each file is small.
+func TestPullOfManyFilesNeedsLittleMemory(t *testing.T) {
+	count := 20_000
+	if n, err := strconv.Atoi(os.Getenv("PRELOADER_TEST_FILES")); err == nil {
+		count = n // for a look at larger numbers
+	}
+	s := newFaultServer(t)
+	for i := range count {
+		s.put(fmt.Sprintf("m/folder-%03d/file-%07d.bin", i%100, i), noise(uint64(i), 10))
+	}
+	peak := filepath.Join(t.TempDir(), "peak")
+	dir := t.TempDir()
+	for _, run := range []string{"first", "again"} {
+		out := start(t, with(serverSettings(s), settings{peakFile: peak, "GOGC": "50"}), "s3://models/m", dir).outcome(t)
+		wantCode(t, out, ExitOK, "Completed")
+		if out.report.Files != count {
+			t.Errorf("%s run: %d files, want %d", run, out.report.Files, count)
+		}
+		got := peakOf(t, peak)
+		t.Logf(
+			"%s run: %d files, %.1f s, peak %s, %d bytes a file",
+			run,
+			count,
+			out.report.Seconds,
+			formatBytes(got),
+			got/int64(count),
+		)
+		if most := int64(40*mebibyte + 1000*count); got > most {
+			t.Errorf("%s run: peak of %s, want at most %s", run, formatBytes(got), formatBytes(most))
+		}
+	}
+}
+
+// peakOf reads the largest resident set from a process's status.
+func peakOf(t *testing.T, path string) int64 {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(raw), "VmHWM:")
+	var kibibytes int64
+	if _, err := fmt.Sscan(rest, &kibibytes); err != nil {
+		t.Fatalf("reading the peak: %v in %s", err, raw)
+	}
+	return kibibytes << 10
+}

@@ -74,6 +74,8 @@ type Options struct {
 	IO IOMode
 	// Conns is how many requests run at once; 0 means automatic.
 	Conns int
+	// more is how many may be added to an automatic number.
+	more int
 	// PartSize is how many bytes one request asks for; 0 means automatic.
 	PartSize int64
 	// Memory bounds the buffers, in bytes.

@@ -227,8 +227,10 @@ func (e *engine) ask(ctx context.Context, w *worker, f *file, part span, t turn)
 		stop()
 	})
 	var err error
+	w.line.waited = 0
 	d.body, err = e.src.open(ctx, &w.line, f.object, part)
 	if err == nil {
+		e.crew.answered(w.line.waited)
 		err = e.learn(ctx, f, d.object)
 	}
 	if err != nil {

@@ -149,7 +149,7 @@ func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger)
 			break
 		}
 	}
-	plan.Forecast = m.pace.forecast(plan, opts.Conns, m.cpus())
+	plan.Forecast = m.pace.forecast(plan, opts, m.cpus())
 	if err == nil && opts.JIT.URI != "" {
 		plan.JITCache = planCaches(ctx, opts, pairs, plan.Forecast == nil, log)
 	}

@@ -195,6 +195,7 @@ func TestForecastNamesTheBottleneck(t *testing.T) {
 		pace  pace
 		fetch Amount
 		conns int
+		more  int
 		cpus  float64
 		want  string
 		// wantSeconds is rounded down.
@@ -218,11 +219,23 @@ func TestForecastNamesTheBottleneck(t *testing.T) {
 			want:        "requests",
 			wantSeconds: 25,
 		},
+		"a far store gets more connections": {
+			pace: pace{answers: ms(20, 25)}, fetch: Amount{Files: 10_000, Bytes: 1e6}, conns: 8, more: 24, cpus: 4,
+			want: "requests", wantSeconds: 7,
+		},
+		"a near store does not": {
+			pace: pace{answers: ms(1, 20, 25)}, fetch: Amount{Files: 10_000, Bytes: 1e6}, conns: 8, more: 24, cpus: 4,
+			want: "requests", wantSeconds: 25,
+		},
 		"nothing to fetch, nothing to say": {pace: pace{answers: ms(20)}, conns: 8, cpus: 1},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			got := tc.pace.forecast(&Plan{Pairs: []*PairPlan{{Fetch: tc.fetch}}}, tc.conns, tc.cpus)
+			got := tc.pace.forecast(
+				&Plan{Pairs: []*PairPlan{{Fetch: tc.fetch}}},
+				Options{Conns: tc.conns, more: tc.more},
+				tc.cpus,
+			)
 			if got == nil {
 				if tc.want != "" {
 					t.Errorf("no forecast, want %s", tc.want)

@@ -17,8 +17,12 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// defaultConns is how many requests run at once if nothing else is asked for.
-const defaultConns = 8
+const (
+	// defaultConns is how many requests run at once if nothing else is asked for,
+	// and mostConns how many may where a store is far.
+	defaultConns = 8
+	mostConns    = 32
+)
 
 // Pull fetches every pair in turn, as KServe does, and stops at the first
 // failure; then the compiled kernels that fit, which cannot make it fail. The report covers what was done until then; it is never nil.
@@ -55,10 +59,14 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 
 // settled returns the options with what was left to be chosen.
 func (o Options) settled() Options {
-	if o.Conns == 0 {
+	auto := o.Conns == 0
+	if auto {
 		o.Conns = defaultConns
 	}
 	o.Conns = int(min(int64(o.Conns), max(1, o.Memory/bufferSize)))
+	if auto && o.FileConcurrency == 0 {
+		o.more = int(min(mostConns-int64(o.Conns), max(0, o.Memory-int64(o.Conns)*bufferSize)/extraBuffer))
+	}
 	return o
 }
 

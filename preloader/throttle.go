@@ -43,6 +43,19 @@ func (p *throttle) allowed(now time.Time) int {
 	return min(p.most, p.bound+int(now.Sub(p.since)/throttleStep))
 }
 
+// widen lets one more request run at once, unless the store has asked for fewer,
+// and reports whether it does.
+func (p *throttle) widen() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.era > 0 {
+		return false
+	}
+	p.most++
+	p.bound++
+	return true
+}
+
 // enter waits until one more request may be made. The turn that it returns must
 // be ended.
 func (p *throttle) enter(ctx context.Context) (turn, error) {

@@ -170,3 +170,19 @@ func TestPullAsksForLessWhenToldTo(t *testing.T) {
 		t.Errorf("%d requests were refused for 120 files", refused)
 	}
 }
+
+func TestThrottleWidensOnlyForAWillingStore(t *testing.T) {
+	p := newThrottle(1)
+	if !p.widen() {
+		t.Error("it was not widened")
+	}
+	now := time.Now()
+	first, _, _ := p.try(now)
+	if _, ok, _ := p.try(now); !ok {
+		t.Error("no second request may run")
+	}
+	first.throttle.leave(first.era, true, now)
+	if p.widen() {
+		t.Error("it was widened after the store had asked for fewer requests")
+	}
+}

@@ -85,8 +85,13 @@ func (o floorOrder) dialer() (func(context.Context) (net.Conn, error), error) {
 	if err != nil {
 		return nil, err
 	}
+	port := at.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[at.Scheme]
+	}
+	host := net.JoinHostPort(at.Hostname(), port)
 	if at.Scheme == "http" {
-		return func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", at.Host) }, nil
+		return func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", host) }, nil
 	}
 	pem, err := os.ReadFile(o.Authority)
 	if err != nil {
@@ -95,7 +100,7 @@ func (o floorOrder) dialer() (func(context.Context) (net.Conn, error), error) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
 	d := &tls.Dialer{Config: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
-	return func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", at.Host) }, nil
+	return func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", host) }, nil
 }
 
 func (o floorOrder) feed(ctx context.Context, pieces chan<- piece) error {

@@ -101,7 +101,11 @@ func (o object) pieces(off, n, period int64, each func(off, n int64) error) erro
 	return nil
 }
 
-// listen serves plain and TLS on free ports until the context ends, and returns both URLs.
+// address is a loopback address that nothing else uses.
+const address = "127.0.0.80"
+
+// listen serves plain and TLS until the context ends, and returns both URLs. It takes the usual ports if it may, because
+// the AWS CRT that Debian has knows no others.
 func (s *store) listen(ctx context.Context, certificate tls.Certificate) (plain, secure string, err error) {
 	server := &http.Server{
 		Handler: s, ReadHeaderTimeout: time.Minute,
@@ -112,20 +116,23 @@ func (s *store) listen(ctx context.Context, certificate tls.Certificate) (plain,
 		ErrorLog: nil,
 	}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
-	var addresses [2]string
-	for i := range addresses {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	var hosts [2]string
+	for i, port := range []string{"80", "443"} {
+		hosts[i] = address
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, port))
 		if err != nil {
-			return "", "", fmt.Errorf("listening: %w", err)
+			if listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(address, "0")); err != nil {
+				return "", "", fmt.Errorf("listening: %w", err)
+			}
+			hosts[i] = listener.Addr().String()
 		}
-		addresses[i] = listener.Addr().String()
 		if i == 0 {
 			go server.Serve(listener)
 		} else {
 			go server.ServeTLS(listener, "", "")
 		}
 	}
-	return "http://" + addresses[0], "https://" + addresses[1], nil
+	return "http://" + hosts[0], "https://" + hosts[1], nil
 }
 
 // ServeHTTP answers one request.

@@ -18,9 +18,9 @@ type workload struct {
 	size  int64
 }
 
-// workloads have the shapes that the AWS CRT's own benchmarks use, scaled to a machine with 24 GiB.
+// workloads have the shapes that the AWS CRT's own benchmarks use, scaled to a small machine.
 var workloads = []workload{
-	{"one-large", 1, 2048 * mebibyte},
+	{"one-large", 1, 1024 * mebibyte},
 	{"shards", 8, 128 * mebibyte},
 	{"small", 400, mebibyte / 4},
 	{"many-small", 10_000, mebibyte / 4},
