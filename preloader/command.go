@@ -217,7 +217,8 @@ func VerifyTree(ctx context.Context, dir string) (*Marker, error) {
 	}
 	s := &store{dir: dir, root: root}
 	buf := make([]byte, bufferSize)
-	for _, r := range marker.Files {
+	for i := range marker.Files {
+		r := &marker.Files[i]
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}

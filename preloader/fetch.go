@@ -39,12 +39,13 @@ type engine struct {
 
 	mu      sync.Mutex
 	changed *sync.Cond
-	waiting []*file // not opened yet
-	open    []*file // opened, with parts that nobody has taken
-	opened  int     // files between opening and finishing
-	left    int     // files not finished
-	err     error   // the first failure; ends the run
-	records []FileRecord
+	waiting []*file            // not opened yet
+	busy    map[*file]struct{} // taken from those, and not finished
+	open    []*file            // opened, with parts that nobody has taken
+	opened  int                // files between opening and finishing
+	left    int                // files not finished
+	err     error              // the first failure; ends the run
+	records []*FileRecord
 	// flights are the spans on their way, and usual is the bytes a second that
 	// those which are over came at.
 	flights map[*flight]struct{}
@@ -53,19 +54,28 @@ type engine struct {
 	twice int64
 }
 
-// file is one object on its way to disk.
+// file is one object that is to be fetched. There may be very many, so what is
+// only needed while one is on its way to disk is apart.
 type file struct {
 	entry
 	uri string
 	// saved is what an earlier run left of it, or nil.
 	saved *savedFile
+	*transfer
+}
 
+// transfer is a file on its way to disk.
+type transfer struct {
 	// These are set while the file is opened, before others see it.
 	id   int
 	temp *os.File
 	// direct is the same file, opened to write around the page cache, or nil.
 	direct *os.File
 	proof  proof
+
+	// writing lets one connection at a time write through the page cache: the
+	// kernel would let the others wait too, but turning on a processor.
+	writing sync.Mutex
 
 	// reused means that the bytes came from the node's cache.
 	reused bool
@@ -82,6 +92,13 @@ type file struct {
 	restarts int
 }
 
+// begin lets a file be on its way.
+func (f *file) begin() {
+	if f.transfer == nil {
+		f.transfer = &transfer{}
+	}
+}
+
 func (f *file) add(s segment) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -91,10 +108,11 @@ func (f *file) add(s segment) {
 // small files take one request that brings data and checksum together.
 func (f *file) small() bool { return f.object.size <= minPart }
 
-// run fetches the files with this many connections and returns their records.
-func (e *engine) run(ctx context.Context, files []*file, conns int) ([]FileRecord, error) {
+// run fetches the files with this many connections and returns their records. It
+// forgets the files on the way.
+func (e *engine) run(ctx context.Context, files []*file, conns int) ([]*FileRecord, error) {
 	e.changed = sync.NewCond(&e.mu)
-	e.waiting, e.left, e.flights = files, len(files), map[*flight]struct{}{}
+	e.waiting, e.left, e.flights, e.busy = files, len(files), map[*flight]struct{}{}, map[*file]struct{}{}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { e.fail(context.Cause(ctx)) })
@@ -112,7 +130,7 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]FileRecor
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range files {
+	for f := range e.busy {
 		_ = f.close()
 	}
 	e.mu.Lock()
@@ -186,7 +204,10 @@ func (e *engine) next() task {
 		limit := e.opts.FileConcurrency
 		if len(e.waiting) > 0 && (limit == 0 || e.opened < limit) {
 			f := e.waiting[0]
+			e.waiting[0] = nil
 			e.waiting = e.waiting[1:]
+			f.begin()
+			e.busy[f] = struct{}{}
 			e.opened++
 			f.inFlight++
 			e.hire()
@@ -228,7 +249,7 @@ func (e *engine) settle(ctx context.Context, w *worker, f *file, err error) erro
 		record, err := e.finish(ctx, f, w.buf)
 		if err == nil {
 			e.keep(ctx, w, f, record)
-			e.finished(record)
+			e.finished(f, record)
 			return nil
 		}
 		if !startsOver(err) {
@@ -264,9 +285,10 @@ func (e *engine) lastPiece(f *file, err error) bool {
 	return f.inFlight == 0 && len(f.parts) == 0
 }
 
-func (e *engine) finished(record FileRecord) {
+func (e *engine) finished(f *file, record *FileRecord) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.busy, f)
 	e.records = append(e.records, record)
 	e.opened--
 	e.left--
@@ -441,32 +463,32 @@ func (e *engine) prove(ctx context.Context, f *file) error {
 // finish checks a file whose bytes are all there and gives it its final name.
 // The journal is told first: a process that dies between the two then finds
 // either the final file, known by its time, or one to rename.
-func (e *engine) finish(ctx context.Context, f *file, buf []byte) (FileRecord, error) {
+func (e *engine) finish(ctx context.Context, f *file, buf []byte) (*FileRecord, error) {
 	if !f.chosen { // an empty file, for which nothing was asked
 		if err := e.prove(ctx, f); err != nil {
-			return FileRecord{}, err
+			return nil, err
 		}
 	}
 	segments, err := f.whole()
 	if err != nil {
-		return FileRecord{}, err
+		return nil, err
 	}
 	if err := f.proof.check(segments, f.object.size, f.temp, buf); err != nil {
-		return FileRecord{}, err
+		return nil, err
 	}
 	info, err := f.temp.Stat()
 	if err != nil {
-		return FileRecord{}, diskFailure(e.store.dir, err)
+		return nil, diskFailure(e.store.dir, err)
 	}
 	if err = e.closeFile(f); err != nil {
-		return FileRecord{}, diskFailure(e.store.dir, err)
+		return nil, diskFailure(e.store.dir, err)
 	}
-	record := FileRecord{
+	record := &FileRecord{
 		Path: f.rel, Object: f.uri, Version: f.object.version(), Size: f.object.size, Modified: info.ModTime().UnixNano(),
 		CRC: f.proof.crc.Name, Sum: f.proof.crc.Encode(total(f.proof.crc, segments)), Evidence: f.proof.evidence,
 	}
 	if err := e.journal.finished(record); err != nil {
-		return FileRecord{}, diskFailure(e.store.dir, err)
+		return nil, diskFailure(e.store.dir, err)
 	}
 	return record, e.store.publish(f.rel)
 }

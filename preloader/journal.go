@@ -74,11 +74,11 @@ type savedFile struct {
 type saved struct {
 	boot  string
 	begun map[string]*savedFile
-	done  map[string]FileRecord
+	done  map[string]*FileRecord
 }
 
 func newSaved() *saved {
-	return &saved{begun: map[string]*savedFile{}, done: map[string]FileRecord{}}
+	return &saved{begun: map[string]*savedFile{}, done: map[string]*FileRecord{}}
 }
 
 // readJournal reads what r holds. A line that cannot be read ends the reading:
@@ -119,7 +119,7 @@ func (s *saved) apply(line journalLine, byID map[int]*savedFile) bool {
 		}
 		f.segments = append(f.segments, segment{span{line.Range.Off, line.Range.N}, line.Range.Sum})
 	case line.Done != nil:
-		s.done[line.Done.Path] = *line.Done
+		s.done[line.Done.Path] = line.Done
 		delete(s.begun, line.Done.Path)
 	default:
 		return false
@@ -159,7 +159,7 @@ func (j *journal) copy(boot string, keep *saved) error {
 	encoder := json.NewEncoder(w)
 	err := encoder.Encode(journalLine{Header: &journalHeader{Form: journalForm, Boot: boot}})
 	for _, r := range keep.done {
-		err = errors.Join(err, encoder.Encode(journalLine{Done: &r}))
+		err = errors.Join(err, encoder.Encode(journalLine{Done: r}))
 	}
 	for _, f := range keep.begun {
 		j.nextID++
@@ -199,8 +199,8 @@ func (j *journal) wrote(id int, s segment) error {
 	return j.write(journalLine{Range: &writtenRange{ID: id, Off: s.off, N: s.n, Sum: s.crc}})
 }
 
-func (j *journal) finished(r FileRecord) error {
-	return j.write(journalLine{Done: &r})
+func (j *journal) finished(r *FileRecord) error {
+	return j.write(journalLine{Done: r})
 }
 
 func (j *journal) close() error { return j.file.Close() }

@@ -37,7 +37,7 @@ func sampleJournal(tb testing.TB) []byte {
 			tb.Fatal(err)
 		}
 	}
-	if err := j.finished(FileRecord{Path: "b", Object: "s3://b/b", Size: 3, Evidence: EvidenceChecksum}); err != nil {
+	if err := j.finished(&FileRecord{Path: "b", Object: "s3://b/b", Size: 3, Evidence: EvidenceChecksum}); err != nil {
 		tb.Fatal(err)
 	}
 	if err := j.close(); err != nil {
@@ -58,7 +58,7 @@ func TestJournalReadsBack(t *testing.T) {
 			begunFile: begunFile{ID: 1, Path: "a", Object: "s3://b/a", Version: "v", Size: 100, CRC: "CRC32C"},
 			segments:  []segment{{span{0, 10}, 7}, {span{50, 50}, 1 << 63}},
 		}},
-		done: map[string]FileRecord{"b": {Path: "b", Object: "s3://b/b", Size: 3, Evidence: EvidenceChecksum}},
+		done: map[string]*FileRecord{"b": {Path: "b", Object: "s3://b/b", Size: 3, Evidence: EvidenceChecksum}},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(saved{}, savedFile{}, span{}, segment{})); diff != "" {
 		t.Errorf("journal (-want +got):\n%s", diff)
@@ -151,10 +151,10 @@ func FuzzMarker(f *testing.F) {
 		defer root.Close()
 		s := &store{root: root}
 		for _, r := range m.Files {
-			if s.holds(r) && r.Path != "." {
+			if s.holds(&r) && r.Path != "." {
 				t.Errorf("an empty directory holds %q", r.Path)
 			}
-			s.matches(r, make([]byte, 16))
+			s.matches(&r, make([]byte, 16))
 		}
 	})
 }

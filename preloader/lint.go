@@ -39,7 +39,8 @@ const indexSuffix = ".safetensors.index.json"
 
 // shape is what a model says about itself, as far as a pull cares.
 type shape struct {
-	// listed are the paths of all objects of the source, filtered out or not.
+	// listed are the paths of all objects of the source, filtered out or not, if
+	// there is an index among them.
 	listed map[string]bool
 	// shards are the files that each index names, by the index's path.
 	shards map[string][]string

@@ -3,13 +3,14 @@
 package preloader
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -87,23 +88,49 @@ func loadMarker(root *os.Root) (*Marker, error) {
 	return m, nil
 }
 
-// writeMarker puts the marker in place in one step.
-func writeMarker(root *os.Root, m *Marker) error {
-	slices.SortFunc(m.Files, func(a, b FileRecord) int { return strings.Compare(a.Path, b.Path) })
+// writeMarker puts the marker in place in one step, with these files.
+func writeMarker(root *os.Root, m *Marker, files map[string]*FileRecord) error {
 	m.Form, m.Bytes = journalForm, 0
-	for _, f := range m.Files {
+	for _, f := range files {
 		m.Bytes += f.Size
 	}
-	raw, err := json.Marshal(m)
+	const fresh = workDir + "/complete.new"
+	out, err := root.OpenFile(fresh, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, fileMode)
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", markerName, err)
 	}
-	const fresh = workDir + "/complete.new"
-	if err := root.WriteFile(fresh, append(raw, '\n'), 0o644); err != nil {
+	w := bufio.NewWriter(out)
+	if err := errors.Join(m.encode(w, files), w.Flush(), out.Close()); err != nil {
 		return fmt.Errorf("writing %s: %w", markerName, err)
 	}
 	if err := root.Rename(fresh, markerName); err != nil {
 		return fmt.Errorf("writing %s: %w", markerName, err)
 	}
 	return nil
+}
+
+// encode writes the marker file by file: there may be very many.
+func (m *Marker) encode(w *bufio.Writer, files map[string]*FileRecord) error {
+	m.Files = []FileRecord{}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	const last = "]}" // of the files, which end it
+	_, err = w.Write(raw[:len(raw)-len(last)])
+	for i, path := range slices.Sorted(maps.Keys(files)) {
+		if raw, err = json.Marshal(files[path]); err != nil {
+			return err
+		}
+		if i > 0 {
+			raw = append([]byte(","), raw...)
+		}
+		if _, err = w.Write(raw); err != nil {
+			return err
+		}
+	}
+	if err == nil {
+		_, err = w.WriteString(last + "\n")
+	}
+	return err
 }

@@ -204,7 +204,7 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 		return err
 	}
 	defer p.store.close()
-	p.saved, p.keep, p.others = newSaved(), map[string]FileRecord{}, map[string]bool{}
+	p.saved, p.keep, p.others = newSaved(), map[string]*FileRecord{}, map[string]bool{}
 	if p.store.root != nil {
 		if _, plan.Rechecked, err = p.remember(); err != nil {
 			return err
@@ -315,6 +315,7 @@ func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*f
 			return err
 		}
 		took := time.Since(start)
+		f.begin()
 		f.object = now
 		err = (&engine{src: p.src, opts: m.opts}).prove(ctx, f)
 		mu.Lock()

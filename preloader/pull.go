@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -116,7 +115,7 @@ type pull struct {
 	saved *saved
 	// keep are records of files in place, by path: those of this source that
 	// need no fetching, and those that other sources left.
-	keep map[string]FileRecord
+	keep map[string]*FileRecord
 	// others are those of keep that an earlier pair brought to the same directory.
 	others map[string]bool
 	// shape is what the model says about itself.
@@ -180,9 +179,11 @@ func (p *pull) find(ctx context.Context) ([]entry, error) {
 	if len(entries) == 0 {
 		return nil, p.nothingFound(len(objects))
 	}
-	p.shape.listed = map[string]bool{}
-	for _, o := range objects {
-		p.shape.listed[strings.TrimLeft(strings.TrimPrefix(o.key, p.at.path), "/")] = true
+	if slices.ContainsFunc(objects, func(o object) bool { return strings.HasSuffix(o.key, indexSuffix) }) {
+		p.shape.listed = map[string]bool{}
+		for _, o := range objects {
+			p.shape.listed[strings.TrimLeft(strings.TrimPrefix(o.key, p.at.path), "/")] = true
+		}
 	}
 	return entries, nil
 }
@@ -202,7 +203,7 @@ func (p *pull) nothingFound(listed int) error {
 // recall reads what earlier runs left, and checks it against the bytes if the
 // machine has restarted since.
 func (p *pull) recall(ctx context.Context) (*Marker, error) {
-	p.saved, p.keep, p.others = newSaved(), map[string]FileRecord{}, map[string]bool{}
+	p.saved, p.keep, p.others = newSaved(), map[string]*FileRecord{}, map[string]bool{}
 	if !p.opts.Resume {
 		return nil, nil //nolint:nilnil // no marker is believed
 	}
@@ -233,7 +234,8 @@ func (p *pull) remember() (*Marker, bool, error) {
 	suspect := boot == "" || p.saved.boot != boot && p.saved.boot != ""
 	if marker != nil {
 		suspect = suspect || marker.Boot != boot
-		for _, r := range marker.Files {
+		for i := range marker.Files {
+			r := &marker.Files[i]
 			if _, newer := p.saved.done[r.Path]; !newer {
 				p.saved.done[r.Path] = r
 			}
@@ -271,7 +273,7 @@ func (p *pull) missing(entries []entry) []*file {
 func (p *pull) uri(e entry) string { return "s3://" + p.at.bucket + "/" + e.object.key }
 
 // current returns the record of a file that is in place as the object is now.
-func (p *pull) current(e entry) (FileRecord, bool) {
+func (p *pull) current(e entry) (*FileRecord, bool) {
 	r, ok := p.saved.done[e.rel]
 	return r, ok && r.Object == p.uri(e) && r.Version == e.object.version() && r.Size == e.object.size &&
 		p.enough(r) && p.inPlace(r)
@@ -289,19 +291,19 @@ func (p *pull) begunBefore(e entry, uri string) *savedFile {
 }
 
 // enough reports whether a file was checked as strictly as this run asks.
-func (p *pull) enough(r FileRecord) bool {
+func (p *pull) enough(r *FileRecord) bool {
 	return p.opts.Verify != VerifyRequire || r.Evidence != EvidenceSize
 }
 
 // inPlace reports whether the file that r speaks of is there, after giving it
 // its final name if an earlier run died just before that.
-func (p *pull) inPlace(r FileRecord) bool {
+func (p *pull) inPlace(r *FileRecord) bool {
 	if p.store.holds(r) {
 		return true
 	}
-	gathered := r
+	gathered := *r
 	gathered.Path = tempName(r.Path)
-	return p.store.holds(gathered) && (p.looksOnly || p.store.publish(r.Path) == nil)
+	return p.store.holds(&gathered) && (p.looksOnly || p.store.publish(r.Path) == nil)
 }
 
 // tally starts the counters with what this source comes to.
@@ -382,7 +384,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	return err
 }
 
-func (p *pull) account(records []FileRecord) {
+func (p *pull) account(records []*FileRecord) {
 	for _, r := range records {
 		p.report.believe(r.Evidence, 1)
 		p.report.Bytes += r.Size
@@ -424,10 +426,7 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 		}
 	}
 	p.measureCache()
-	for _, r := range p.keep {
-		next.Files = append(next.Files, r)
-	}
-	if err := writeMarker(p.store.root, next); err != nil {
+	if err := writeMarker(p.store.root, next, p.keep); err != nil {
 		return diskFailure(p.store.dir, err)
 	}
 	return p.store.finish()
@@ -435,9 +434,7 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 
 // measureCache reports how much of the model a reader would find in memory.
 func (p *pull) measureCache() {
-	ours := maps.Clone(p.keep)
-	maps.DeleteFunc(ours, func(rel string, _ FileRecord) bool { return p.others[rel] })
-	if n, ok := p.store.cached(ours); ok {
+	if n, ok := p.store.cached(p.keep, p.others); ok {
 		p.report.Cached = &n
 	}
 }

@@ -34,7 +34,7 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 	at := slices.IndexFunc(entries, func(e entry) bool { return e.rel == sole })
 	if old := p.unpackedBefore(entries[at], marker); old != nil {
 		p.log.Info("Everything is in place already", "archive", sole, "files", p.report.Files)
-		return p.removeArchive(*old)
+		return p.removeArchive(old)
 	}
 	files := p.missing(entries)
 	p.tally(entries)
@@ -56,12 +56,12 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 	p.report.Files, p.report.Bytes = len(members), 0
 	for path, u := range members {
 		p.report.Bytes += u.size
-		p.keep[path] = FileRecord{
+		p.keep[path] = &FileRecord{
 			Path: path, Object: archive.Object, Version: archive.Version, Size: u.size, Modified: u.modified,
 			CRC: crc.NVME.Name, Sum: crc.NVME.Encode(u.crc), Evidence: archive.Evidence,
 		}
 	}
-	if err := p.complete(marker, archive); err != nil {
+	if err := p.complete(marker, *archive); err != nil {
 		return err
 	}
 	if _, ok := members[sole]; ok { // a member of the archive's own name has replaced it
@@ -78,13 +78,14 @@ func (p *pull) unpackedBefore(e entry, marker *Marker) *FileRecord {
 	}
 	uri := "s3://" + p.at.bucket + "/" + e.object.key
 	at := slices.IndexFunc(marker.Archives, func(r FileRecord) bool {
-		return r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size && p.enough(r)
+		return r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size && p.enough(&r)
 	})
 	if at < 0 {
 		return nil
 	}
 	files, bytes := 0, int64(0)
-	for _, r := range marker.Files {
+	for i := range marker.Files {
+		r := &marker.Files[i]
 		if r.Object != uri {
 			continue
 		}
@@ -102,7 +103,7 @@ func (p *pull) unpackedBefore(e entry, marker *Marker) *FileRecord {
 }
 
 // removeArchive removes an archive that was unpacked, if it is still there.
-func (p *pull) removeArchive(r FileRecord) error {
+func (p *pull) removeArchive(r *FileRecord) error {
 	if !p.store.holds(r) {
 		return nil
 	}

@@ -33,12 +33,12 @@ func (p *pull) recheck(ctx context.Context) error {
 
 // intact reports whether the file of r, under its final or its gathering name,
 // has the check that r says.
-func (p *pull) intact(r FileRecord, buf []byte) bool {
+func (p *pull) intact(r *FileRecord, buf []byte) bool {
 	return p.inPlace(r) && p.store.matches(r, buf)
 }
 
 // matches reads a final file and compares its check with its record.
-func (s *store) matches(r FileRecord, buf []byte) bool {
+func (s *store) matches(r *FileRecord, buf []byte) bool {
 	kind := crc.ByName(r.CRC)
 	if kind == nil {
 		return false

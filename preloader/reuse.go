@@ -230,7 +230,7 @@ func (e *engine) writeCopy(f *file, from *os.File, p []byte, off int64) error {
 }
 
 // keep puts a file that was fetched and proven into the node's cache.
-func (e *engine) keep(ctx context.Context, w *worker, f *file, r FileRecord) {
+func (e *engine) keep(ctx context.Context, w *worker, f *file, r *FileRecord) {
 	if !e.shelf.takes(f) || f.reused {
 		return
 	}
@@ -244,7 +244,7 @@ func (e *engine) keep(ctx context.Context, w *worker, f *file, r FileRecord) {
 	}
 }
 
-func (e *engine) keepFile(ctx context.Context, w *worker, f *file, r FileRecord) error {
+func (e *engine) keepFile(ctx context.Context, w *worker, f *file, r *FileRecord) error {
 	final, err := e.store.root.Open(f.rel)
 	if err != nil {
 		return err

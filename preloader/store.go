@@ -32,6 +32,9 @@ type store struct {
 
 	// work is the working directory, once it was prepared.
 	work *os.File
+	// naming lets one file at a time get a name: the kernel would let the others
+	// wait too, but turning on a processor.
+	naming sync.Mutex
 	// folders are directories that files were published to, which saves walking
 	// there for each of many small files.
 	mu      sync.Mutex
@@ -145,6 +148,8 @@ func (s *store) openTemp(rel string, size int64, fresh bool) (*os.File, error) {
 
 // openWork opens a name of the working directory itself, which needs no walk.
 func (s *store) openWork(name string, flags int) (fd int, err error) {
+	s.naming.Lock()
+	defer s.naming.Unlock()
 	err = retryInterrupted(func() (err error) {
 		fd, err = unix.Openat(int(s.work.Fd()), name, flags, fileMode)
 		return err
@@ -167,12 +172,13 @@ func (s *store) openDirect(rel string) (*os.File, error) {
 	return f, nil
 }
 
-// cached returns how many bytes of the records' files are in the page cache, and
-// whether the kernel tells. Small files are left out: they do not matter.
-func (s *store) cached(records map[string]FileRecord) (int64, bool) {
+// cached returns how many bytes of the records' files, but for others, are in the
+// page cache, and whether the kernel tells. Small files are left out: they do not
+// matter.
+func (s *store) cached(records map[string]*FileRecord, others map[string]bool) (int64, bool) {
 	var total int64
 	for rel, r := range records {
-		if r.Size < mebibyte {
+		if r.Size < mebibyte || others[rel] {
 			continue
 		}
 		f, err := s.root.Open(rel)
@@ -229,6 +235,8 @@ func (s *store) publish(rel string) error {
 	if s.work != nil {
 		work, temp = s.work, path.Base(temp)
 	}
+	s.naming.Lock()
+	defer s.naming.Unlock()
 	err = retryInterrupted(func() error {
 		return unix.Renameat(int(work.Fd()), temp, int(folder.Fd()), path.Base(rel))
 	})
@@ -305,7 +313,7 @@ func (s *store) finish() error {
 }
 
 // holds reports whether the final file of r is the one that was published.
-func (s *store) holds(r FileRecord) bool {
+func (s *store) holds(r *FileRecord) bool {
 	info, err := s.root.Lstat(r.Path)
 	return err == nil && info.Mode().IsRegular() && info.Size() == r.Size && info.ModTime().UnixNano() == r.Modified
 }

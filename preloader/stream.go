@@ -190,6 +190,8 @@ func (f *file) writeAt(p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
+	f.writing.Lock()
+	defer f.writing.Unlock()
 	_, err := f.temp.WriteAt(p, off)
 	return err
 }

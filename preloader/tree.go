@@ -21,8 +21,8 @@ type entry struct {
 // skipped. Keys that would leave the destination, or that need one path for two
 // files, are refused, because no tree on disk can hold them.
 func layout(objects []object, prefix string, filter Filter) ([]entry, error) {
-	var entries []entry
-	taken := map[string]string{}
+	entries := make([]entry, 0, len(objects))
+	taken := make(map[string]string, len(objects))
 	for _, o := range objects {
 		if strings.HasSuffix(o.key, "/") {
 			continue
