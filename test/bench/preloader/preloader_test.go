@@ -93,3 +93,16 @@ func TestTargetLine(t *testing.T) {
 		})
 	}
 }
+
+func TestReasonIsTheClosestOne(t *testing.T) {
+	cases := map[string]string{
+		"preloader.cpu-against-floor.many-small.plain.disk": "each file is",
+		"preloader.cpu-against-floor.one-large.plain.disk":  "the floor signs nothing",
+		"preloader.peak-rss": "not looked into yet",
+	}
+	for id, want := range cases {
+		if got := reason(id); !strings.HasPrefix(got, want) {
+			t.Errorf("%s falls short because %q, want %q", id, got, want)
+		}
+	}
+}
