@@ -80,8 +80,9 @@ func TestManagerAtRest(t *testing.T) {
 
 // TestManagerKnowsWhatItsCacheDoesNotHold: the caches hold objects with Outrigger's label only. Somebody else's object of
 // a wanted name is left as it is, and one of ours that lost the label is taken up again, with what it remembers.
+//
+// It is not parallel: the managers of the tests that are would act on its objects.
 func TestManagerKnowsWhatItsCacheDoesNotHold(t *testing.T) {
-	t.Parallel()
 	cluster := testcluster.New(t)
 	c := cluster.Client
 	namespace := cluster.Namespace(t)
@@ -107,6 +108,7 @@ func TestManagerKnowsWhatItsCacheDoesNotHold(t *testing.T) {
 		must(t, c.Create(t.Context(), &v1alpha1.Memcached{ObjectMeta: meta(name), Spec: v1alpha1.MemcachedSpec{Size: 1}}))
 	}
 	must(t, c.Create(t.Context(), &v1alpha1.Memcached{ObjectMeta: meta("ours"), Spec: v1alpha1.MemcachedSpec{Size: 1}}))
+	defer func() { must(t, c.DeleteAllOf(t.Context(), &v1alpha1.Memcached{}, client.InNamespace(namespace))) }()
 	defer startManager(t, cluster.Config, namespace, &writes{})()
 
 	for name, o := range foreign {

@@ -304,11 +304,15 @@ func (u *unpacker) symlink(rel, target string) error {
 
 func escapes(clean string) bool { return clean == ".." || strings.HasPrefix(clean, "../") }
 
-// hardLink makes a second name for an earlier member.
+// hardLink makes a second name for an earlier member, which must be a file: a second
+// name of a symbolic link would lead elsewhere than the first.
 func (u *unpacker) hardLink(rel, target string) error {
 	from, err := memberPath(strings.TrimLeft(target, "/"))
 	if err != nil {
 		return err
+	}
+	if info, err := u.store.root.Lstat(from); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("its hard link to %q, which is no file, cannot be made", target)
 	}
 	if err := u.folder(path.Dir(rel)); err != nil {
 		return err

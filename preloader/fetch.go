@@ -372,7 +372,7 @@ func (e *engine) confirm(ctx context.Context, f *file) error {
 		return errChanged
 	}
 	f.object = now
-	return e.prove(ctx, f)
+	return e.prove(ctx, f, e.src)
 }
 
 // handOut puts the parts of an open file into the queue.
@@ -433,14 +433,16 @@ func (e *engine) learn(ctx context.Context, f *file, answered object) error {
 		return nil
 	}
 	f.object.sum, f.object.encrypted = answered.sum, answered.encrypted
-	return e.prove(ctx, f)
+	// The request that has been answered holds a turn. To wait for another would be to
+	// wait for oneself where there is one, and for each other where there are many.
+	return e.prove(ctx, f, unhurried(e.src))
 }
 
-// prove settles how the file will be checked.
-func (e *engine) prove(ctx context.Context, f *file) error {
+// prove settles how the file will be checked, asking src for what that takes.
+func (e *engine) prove(ctx context.Context, f *file, src source) error {
 	if needsParts(e.opts.Verify, f.object) {
 		var err error
-		if f.object.part, err = e.src.firstPart(ctx, f.object.key); err != nil {
+		if f.object.part, err = src.firstPart(ctx, f.object.key); err != nil {
 			return err
 		}
 	}
@@ -465,7 +467,7 @@ func (e *engine) prove(ctx context.Context, f *file) error {
 // either the final file, known by its time, or one to rename.
 func (e *engine) finish(ctx context.Context, f *file, buf []byte) (*FileRecord, error) {
 	if !f.chosen { // an empty file, for which nothing was asked
-		if err := e.prove(ctx, f); err != nil {
+		if err := e.prove(ctx, f, e.src); err != nil {
 			return nil, err
 		}
 	}

@@ -133,7 +133,7 @@ func openCaches(ctx context.Context, opts Options, models []string, log *slog.Lo
 		return nil, err
 	}
 	c.src = patient{
-		source: newS3Source(client, at.bucket), attempts: opts.Attempts, stall: opts.Stall, retries: &atomic.Int64{},
+		source: newS3Source(client, at.bucket, opts), attempts: opts.Attempts, stall: opts.Stall, retries: &atomic.Int64{},
 		throttle: newThrottle(opts.Conns),
 	}
 	return c, nil
@@ -260,6 +260,9 @@ const mostCompared = 16
 // explain says why there is no cache for the key, by the one that comes closest.
 func (c *caches) explain(ctx context.Context) string {
 	text := "none is published for " + c.key.String()
+	if c.folder == "" {
+		return text // all of a bucket would be listed
+	}
 	found, err := c.src.list(ctx, c.folder, false)
 	if err != nil {
 		return text

@@ -123,8 +123,28 @@ func (p *publisher) publish(ctx context.Context, replace bool) error {
 	if err := p.name(ctx, m, version, replace); err != nil {
 		return err
 	}
+	if p.done.State == published {
+		// Another publisher may have swept the archive away before it had this name.
+		if err := p.packFailure(ctx, p.ensure(ctx, m, 0)); err != nil {
+			return err
+		}
+	}
 	p.sweep(ctx, m)
 	return nil
+}
+
+// ensure sends the archive unless it is there and, if youngerThan is not 0, not so old that
+// another publisher may sweep it away before it has been named.
+func (p *publisher) ensure(ctx context.Context, m *jitcache.Manifest, youngerThan time.Duration) error {
+	at := p.home() + m.ArchiveName()
+	o, err := p.src.head(ctx, at)
+	switch {
+	case err != nil && !isNotFound(err):
+		return err
+	case err == nil && o.size == m.Size && (youngerThan == 0 || time.Since(o.modified) < youngerThan):
+		return nil
+	}
+	return p.send(ctx, at, m)
 }
 
 // current returns the manifest that is there and its version. One that cannot be read
@@ -190,17 +210,11 @@ func (p *publisher) packAndSend(ctx context.Context, before *jitcache.Manifest) 
 	m := &jitcache.Manifest{
 		Key: p.key, SHA256: first.sum(), Size: first.n, Contents: contents, Trees: p.trees, Made: time.Now().UTC(), By: Version(),
 	}
-	if before != nil && before.SHA256 == m.SHA256 {
-		return m, nil
-	}
 	p.log.Info("Packed", "files", m.Files, "bytes", formatBytes(m.Bytes), "packed", formatBytes(m.Size), "leftOut", m.LeftOut)
-	at := p.home() + m.ArchiveName()
-	if o, err := p.src.head(ctx, at); err == nil && o.size == m.Size {
-		return m, nil // an earlier run was killed before it could name it
-	} else if err != nil && !isNotFound(err) {
-		return nil, err
+	if before != nil && before.SHA256 == m.SHA256 {
+		return m, p.ensure(ctx, m, 0)
 	}
-	return m, p.send(ctx, at, m)
+	return m, p.ensure(ctx, m, orphanAge/2) // an earlier run may have been killed before it could name it
 }
 
 // digest takes note of what passes.
@@ -287,6 +301,10 @@ func (p *publisher) sweep(ctx context.Context, m *jitcache.Manifest) {
 	for _, o := range found {
 		if !strings.HasSuffix(o.key, ".tar.zst") || o.key == p.home()+m.ArchiveName() || time.Since(o.modified) < orphanAge {
 			continue
+		}
+		var named *jitcache.Manifest
+		if named, _, err = p.manifest(ctx); err != nil || named != nil && o.key == p.home()+named.ArchiveName() {
+			break // somebody else has published since
 		}
 		if err = p.to.remove(ctx, o.key); err != nil {
 			break

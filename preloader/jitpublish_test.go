@@ -353,3 +353,43 @@ func TestPublisherBesideAnEngineWaits(t *testing.T) {
 		t.Errorf("message %s", out.last)
 	}
 }
+
+// TestPublishBringsBackAnArchiveThatIsGone: what somebody removed, or a rule of the bucket, comes back with the same trees.
+func TestPublishBringsBackAnArchiveThatIsGone(t *testing.T) {
+	s, models := storeWithModel(t)
+	kernels := map[string][]byte{"vllm/x": noise(5, 3*mebibyte)}
+	x := compiled(t, kernels)
+	publishKernels(t, s, x, models)
+	_, archive := cacheObjects(t, s)
+	s.drop(archive, false)
+	publishKernels(t, s, x, models, "--replace=true")
+	wantPulled(t, s, kernels)
+}
+
+// TestASweepTakesNothingThatIsAboutToBeNamed: one publisher finds the old archive of a run that was killed, another
+// publishes something else meanwhile and tidies up. Whoever is named last, its archive is there.
+func TestASweepTakesNothingThatIsAboutToBeNamed(t *testing.T) {
+	s, models := storeWithModel(t)
+	kernels := map[string][]byte{"vllm/x": noise(5, 3*mebibyte)}
+	x, y := compiled(t, kernels), compiled(t, map[string][]byte{"vllm/y": noise(6, 3*mebibyte)})
+	publishKernels(t, s, x, models)
+	manifest, archive := cacheObjects(t, s)
+	s.drop(manifest, false)
+	s.age(archive, 2*time.Hour)
+	var once sync.Once
+	s.faults(func(a asked) (f fault) {
+		if a.op == "Put" {
+			once.Do(func() {
+				f.before = func() {
+					env := with(jitSettings(s, y), settings{"PRELOADER_JIT_CACHE_MODEL": models})
+					if out := start(t, env, "publish-cache", "--replace=true").outcome(t); out.code != ExitOK {
+						t.Errorf("the other publisher ends with %d: %s", out.code, out.log)
+					}
+				}
+			})
+		}
+		return f
+	})
+	publishKernels(t, s, x, models, "--replace=true")
+	wantPulled(t, s, kernels)
+}

@@ -68,7 +68,8 @@ func (i *inlet) Read(p []byte) (int, error) {
 }
 
 // do sends a request and returns the answer, whose body must be closed before
-// the next. The context ends both.
+// the next. The context ends both. A connection that was used before may have been
+// closed meanwhile, so the request is sent once more over a new one.
 func (l *line) do(ctx context.Context, t *http.Transport, r *http.Request) (*http.Response, error) {
 	for {
 		reused := l.used
@@ -245,7 +246,7 @@ func (l *line) hangUp() {
 	if l.conn != nil {
 		_ = l.conn.Close()
 	}
-	l.conn, l.socket = nil, nil
+	l.conn, l.socket, l.used = nil, nil, false
 }
 
 // wakeAt asks the kernel to wake the reader only when so many bytes are there,

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,7 +66,7 @@ func (s *rawServer) source(secret string) *s3Source {
 		Region: "us-east-1", Credentials: credentials.NewStaticCredentialsProvider("id", "secret", secret),
 		BaseEndpoint: aws.String("http://" + s.Addr().String()), UsePathStyle: true, Retryer: aws.NopRetryer{},
 		HTTPClient: httpClient(Options{ConnectTimeout: time.Minute, ReadTimeout: time.Hour}, 1),
-	}), "models")
+	}), "models", Options{})
 }
 
 func writes(text string, keep bool) func(net.Conn) bool {
@@ -219,5 +220,47 @@ func TestWeakETagsAreNoCondition(t *testing.T) {
 		if got := aws.ToString(object{etag: etag}.ifMatch()); got != want {
 			t.Errorf("the condition for %q is %q, want %q", etag, got, want)
 		}
+	}
+}
+
+// TestLineDialsOnceMoreAndNoMore: a connection that the store closed is made anew once. A store that has gone away is
+// reported, not dialled until somebody ends it.
+func TestLineDialsOnceMoreAndNoMore(t *testing.T) {
+	s := newRawServer(t, writes("HTTP/1.1 206 Partial Content\r\nETag: \"e\"\r\n"+
+		"Content-Range: bytes 2-6/10\r\nContent-Length: 5\r\n\r\nhello", false))
+	src, l := s.source(""), &line{}
+	defer l.hangUp()
+	w := src.wired(t.Context())
+	if w == nil {
+		t.Fatal("there is no wire")
+	}
+	if _, err := readOver(t.Context(), src, l); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dials, dial := 0, w.transport.DialContext
+	w.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dials++
+		if dials > 10 {
+			t.Fatal("the line goes on dialling a store that is gone")
+		}
+		return dial(ctx, network, address)
+	}
+	if _, err := readOver(t.Context(), src, l); !errors.Is(err, syscall.ECONNREFUSED) || dials > 2 {
+		t.Errorf("%d dials, and the error %v; want two at most, and that nobody is there", dials, err)
+	}
+}
+
+// TestATimeoutOfTheServerIsPassing: a server that gave up waiting for a request may be asked again.
+func TestATimeoutOfTheServerIsPassing(t *testing.T) {
+	for _, status := range []string{"408 Request Timeout", "425 Too Early"} {
+		s := newRawServer(t, writes("HTTP/1.1 "+status+"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", false))
+		l := &line{}
+		if _, err := readOver(t.Context(), s.source(""), l); err == nil || !retryable(err) {
+			t.Errorf("%s: %v, want an error that a retry may mend", status, err)
+		}
+		l.hangUp()
 	}
 }

@@ -270,17 +270,19 @@ func (e environment) readNumbers(opts *Options) error {
 
 // readJITCache reads what is neither a number nor a choice.
 func (e environment) readJITCache(jit *JITCacheOptions) error {
-	var err error
-	if jit.Key, err = jitcache.ParseKey(e.get("PRELOADER_JIT_CACHE_KEY")); err != nil {
-		return fmt.Errorf("environment variable PRELOADER_JIT_CACHE_KEY: %w", err)
-	}
-	jit.URI = e.get("PRELOADER_JIT_CACHE_URI")
-	if rest, ok := strings.CutPrefix(jit.URI, "s3://"); jit.URI != "" && (!ok || strings.Trim(rest, "/") == "") {
-		return fmt.Errorf("environment variable PRELOADER_JIT_CACHE_URI is %q, want s3://bucket/path", jit.URI)
-	}
 	jit.Dir = firstOf(e.get("PRELOADER_JIT_CACHE_DIR"), "/mnt/jit-cache")
 	for dir := range strings.SplitSeq(firstOf(e.get("PRELOADER_JIT_CACHE_MODEL"), "/mnt/models"), ",") {
 		jit.Models = append(jit.Models, strings.TrimSpace(dir))
+	}
+	if jit.URI = e.get("PRELOADER_JIT_CACHE_URI"); jit.URI == "" {
+		return nil // no key is asked for then, and a wrong one is nobody's trouble
+	}
+	if rest, ok := strings.CutPrefix(jit.URI, "s3://"); !ok || strings.Trim(rest, "/") == "" {
+		return fmt.Errorf("environment variable PRELOADER_JIT_CACHE_URI is %q, want s3://bucket/path", jit.URI)
+	}
+	var err error
+	if jit.Key, err = jitcache.ParseKey(e.get("PRELOADER_JIT_CACHE_KEY")); err != nil {
+		return fmt.Errorf("environment variable PRELOADER_JIT_CACHE_KEY: %w", err)
 	}
 	return nil
 }

@@ -182,6 +182,19 @@ func TestOptionsFromEnvNameTheVariableThatIsWrong(t *testing.T) {
 	}
 }
 
+// TestAWrongKeyOfKernelsThatNobodyAsksFor: what is not asked for fails no pull.
+func TestAWrongKeyOfKernelsThatNobodyAsksFor(t *testing.T) {
+	env := settings{"PRELOADER_JIT_CACHE_KEY": "engine"}
+	get := func(n string) string { return env[n] }
+	if _, err := OptionsFromEnv(get); err != nil {
+		t.Errorf("without a URI: %v", err)
+	}
+	env["PRELOADER_JIT_CACHE_URI"] = "s3://models/jit"
+	if _, err := OptionsFromEnv(get); err == nil || !strings.Contains(err.Error(), "PRELOADER_JIT_CACHE_KEY") {
+		t.Errorf("with a URI: %v, want the variable named", err)
+	}
+}
+
 func TestParseBytes(t *testing.T) {
 	for text, want := range map[string]int64{
 		"4096": 4096, "64Mi": 64 << 20, "1.5Gi": 3 << 29, "500M": 5e8, "2k": 2000, "1Ti": 1 << 40, "0": 0,

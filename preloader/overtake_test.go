@@ -4,6 +4,7 @@ package preloader
 
 import (
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -123,6 +124,30 @@ func TestPullOvertakesSlowConnections(t *testing.T) {
 				t.Errorf("%d bytes came twice for %d flights that were overtaken", twice, out.report.Overtaken)
 			}
 		})
+	}
+}
+
+// TestPullOvertakesTheOvertaker: the second connection to a span may stand still like the first. The third does not wait
+// for the watchdog of the second.
+func TestPullOvertakesTheOvertaker(t *testing.T) {
+	s := newFaultServer(t)
+	want := map[string][]byte{"large": noise(1, 10*mebibyte)}
+	s.put("m/large", want["large"])
+	var gets atomic.Int64
+	s.faults(func(a asked) (f fault) {
+		if a.op == "Get" && gets.Add(1) <= 2 {
+			f = fault{stall: true, after: 1_500_000}
+		}
+		return f
+	})
+	dir := t.TempDir()
+	out := run(t, with(serverSettings(s), settings{
+		"PRELOADER_CONNS": "3", "PRELOADER_PARTSIZE": "64Mi", "PRELOADER_STALL": "3600", "S3_READ_TIMEOUT": "3600",
+	}), "s3://models/m", dir)
+	wantCode(t, out, ExitOK, "Completed")
+	wantTree(t, dir, want)
+	if out.report.Overtaken < 2 || out.report.Retries != 0 {
+		t.Errorf("%d flights were overtaken and %d requests repeated, want two and none", out.report.Overtaken, out.report.Retries)
 	}
 }
 

@@ -317,7 +317,7 @@ func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*f
 		took := time.Since(start)
 		f.begin()
 		f.object = now
-		err = (&engine{src: p.src, opts: m.opts}).prove(ctx, f)
+		err = (&engine{src: p.src, opts: m.opts}).prove(ctx, f, p.src)
 		mu.Lock()
 		defer mu.Unlock()
 		m.pace.answers = append(m.pace.answers, took)

@@ -59,6 +59,14 @@ type patient struct {
 	throttle *throttle
 }
 
+// unhurried returns a source without the turns and repetitions of a patient one.
+func unhurried(src source) source {
+	if p, ok := src.(patient); ok {
+		return p.source
+	}
+	return src
+}
+
 func (p patient) list(ctx context.Context, prefix string, siblings bool) ([]object, error) {
 	var found []object
 	err := p.repeat(ctx, "listing", func() error {

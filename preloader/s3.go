@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -23,6 +24,8 @@ import (
 type s3Source struct {
 	client *s3.Client
 	bucket string
+	// answerBy bounds a request whose answer is read at once; 0 is no bound.
+	answerBy time.Duration
 	// region holds a region that the store named in an answer, once it did.
 	region atomic.Pointer[string]
 
@@ -34,8 +37,23 @@ type s3Source struct {
 	sampledAt *string
 }
 
-func newS3Source(client *s3.Client, bucket string) *s3Source {
-	return &s3Source{client: client, bucket: bucket}
+func newS3Source(client *s3.Client, bucket string, opts Options) *s3Source {
+	return &s3Source{client: client, bucket: bucket, answerBy: opts.ReadTimeout + opts.Stall}
+}
+
+// bounded makes a request whose answer is read at once. The client bounds the wait for
+// its head only; one that stalls after it is ended here.
+func (s *s3Source) bounded(ctx context.Context, ask func(context.Context) error) error {
+	if s.answerBy <= 0 {
+		return ask(ctx)
+	}
+	asking, cancel := context.WithTimeoutCause(ctx, s.answerBy, errStalled)
+	defer cancel()
+	err := ask(asking)
+	if err != nil && ctx.Err() == nil {
+		return stallOr(asking, err)
+	}
+	return err
 }
 
 // list returns the objects under prefix. S3 sorts keys, so the object whose key
@@ -79,10 +97,14 @@ func (s *s3Source) list(ctx context.Context, prefix string, siblings bool) ([]ob
 
 func (s *s3Source) listPage(ctx context.Context, prefix string, token *string) (*s3.ListObjectsV2Output, error) {
 	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &prefix, ContinuationToken: token}
-	out, err := s.client.ListObjectsV2(ctx, in, s.atRegion)
-	if s.learnRegion(err) {
+	var out *s3.ListObjectsV2Output
+	err := s.bounded(ctx, func(ctx context.Context) (err error) {
 		out, err = s.client.ListObjectsV2(ctx, in, s.atRegion)
-	}
+		if s.learnRegion(err) {
+			out, err = s.client.ListObjectsV2(ctx, in, s.atRegion)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("listing s3://%s/%s: %w", s.bucket, prefix, s.explain(err, prefix))
 	}
@@ -97,9 +119,13 @@ func listedObject(o types.Object) object {
 }
 
 func (s *s3Source) head(ctx context.Context, key string) (object, error) {
-	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{
-		Bucket: &s.bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled,
-	}, s.atRegion)
+	var out *s3.HeadObjectOutput
+	err := s.bounded(ctx, func(ctx context.Context) (err error) {
+		out, err = s.client.HeadObject(ctx, &s3.HeadObjectInput{
+			Bucket: &s.bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled,
+		}, s.atRegion)
+		return err
+	})
 	if err != nil {
 		return object{}, fmt.Errorf("reading the head of s3://%s/%s: %w", s.bucket, key, s.explain(err, key))
 	}
@@ -114,7 +140,12 @@ func (s *s3Source) head(ctx context.Context, key string) (object, error) {
 }
 
 func (s *s3Source) firstPart(ctx context.Context, key string) (int64, error) {
-	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.bucket, Key: &key, PartNumber: aws.Int32(1)}, s.atRegion)
+	var out *s3.HeadObjectOutput
+	err := s.bounded(ctx, func(ctx context.Context) (err error) {
+		in := &s3.HeadObjectInput{Bucket: &s.bucket, Key: &key, PartNumber: aws.Int32(1)}
+		out, err = s.client.HeadObject(ctx, in, s.atRegion)
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("reading the first part's head of s3://%s/%s: %w", s.bucket, key, s.explain(err, key))
 	}

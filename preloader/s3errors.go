@@ -53,7 +53,8 @@ func (s *s3Source) explainStatus(err error, answer *smithyhttp.ResponseError, co
 		}
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		return &throttled{err: brief(err, status, code), after: retryAfter(answer.Response)}
-	case status >= http.StatusInternalServerError, code == "RequestTimeout":
+	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout, status == http.StatusTooEarly,
+		code == "RequestTimeout":
 		return brief(err, status, code)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, code == "ExpiredToken", code == "InvalidToken":
 		return &ExitError{

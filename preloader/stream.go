@@ -31,6 +31,9 @@ type worker struct {
 func (e *engine) fetchSpan(ctx context.Context, w *worker, f *file, part span, begun *download, handed int) error {
 	ctx, at := e.depart(ctx, f, part, handed)
 	defer e.arrive(at)
+	if begun != nil { // it began before this flight, whose end must reach it too
+		defer context.AfterFunc(ctx, begun.stop)()
+	}
 	// What arrived before trouble is kept for the next start, as far as that works.
 	defer func() { _ = e.flush(f, at) }()
 	for tries := (attempts{}); at.n > 0; begun = nil {

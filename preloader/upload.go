@@ -127,14 +127,16 @@ func (u *uploader) begin(ctx context.Context, key string, size int64) (*largeObj
 	l := &largeObject{u: u, ctx: ctx, key: key, part: int(max(uploadPart, size/mostParts+1)), sent: make(chan error, 1)}
 	l.fill, l.next = make([]byte, 0, l.part), make([]byte, 0, l.part)
 	err := u.repeat(ctx, "beginning to write "+u.uri(key), func() error {
-		out, err := u.src.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
-			Bucket: &u.src.bucket, Key: &key, ContentType: aws.String("application/zstd"),
-		}, u.src.atRegion, plainly)
-		if err != nil {
-			return u.explain(err, key)
-		}
-		l.id = aws.ToString(out.UploadId)
-		return nil
+		err := u.src.bounded(ctx, func(ctx context.Context) error {
+			out, err := u.src.client.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{
+				Bucket: &u.src.bucket, Key: &key, ContentType: aws.String("application/zstd"),
+			}, u.src.atRegion, plainly)
+			if err == nil {
+				l.id = aws.ToString(out.UploadId)
+			}
+			return err
+		})
+		return u.explain(err, key)
 	})
 	return l, err
 }

@@ -117,7 +117,7 @@ func TestWireAddressesLikeTheSDK(t *testing.T) {
 				Region:      "eu-west-1",
 				Credentials: credentials.NewStaticCredentialsProvider("id/with/slashes", "secret", "session"),
 				HTTPClient:  httpClient(Options{}, 1),
-			}, set), "models")
+			}, set), "models", Options{})
 			w := s.wired(t.Context())
 			if w == nil {
 				t.Fatal("there is no wire")
@@ -181,7 +181,7 @@ func TestThereIsNoWireWhereOnlyTheSDKKnows(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			tc.options.Region = "us-east-1"
-			if got := newS3Source(s3.New(tc.options), tc.bucket).wired(t.Context()) != nil; got != tc.want {
+			if got := newS3Source(s3.New(tc.options), tc.bucket, Options{}).wired(t.Context()) != nil; got != tc.want {
 				t.Errorf("a wire: %t, want %t", got, tc.want)
 			}
 		})
