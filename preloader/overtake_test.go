@@ -147,7 +147,11 @@ func TestPullOvertakesTheOvertaker(t *testing.T) {
 	wantCode(t, out, ExitOK, "Completed")
 	wantTree(t, dir, want)
 	if out.report.Overtaken < 2 || out.report.Retries != 0 {
-		t.Errorf("%d flights were overtaken and %d requests repeated, want two and none", out.report.Overtaken, out.report.Retries)
+		t.Errorf(
+			"%d flights were overtaken and %d requests repeated, want two and none",
+			out.report.Overtaken,
+			out.report.Retries,
+		)
 	}
 }
 

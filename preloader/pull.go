@@ -95,7 +95,14 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 func (p *pull) connect(client *s3.Client) {
 	p.throttle = newThrottle(p.opts.Conns)
 	p.src = patient{
-		source: newS3Source(client, p.at.bucket, p.opts), attempts: p.opts.Attempts, stall: p.opts.Stall, retries: &p.progress.retries,
+		source: newS3Source(
+			client,
+			p.at.bucket,
+			p.opts,
+		),
+		attempts: p.opts.Attempts,
+		stall:    p.opts.Stall,
+		retries:  &p.progress.retries,
 		throttle: p.throttle,
 	}
 }
