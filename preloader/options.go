@@ -270,6 +270,7 @@ func (e environment) readNumbers(opts *Options) error {
 
 // readJITCache reads what is neither a number nor a choice.
 func (e environment) readJITCache(jit *JITCacheOptions) error {
+	jit.Key = jitcache.Key{}
 	jit.Dir = firstOf(e.get("PRELOADER_JIT_CACHE_DIR"), "/mnt/jit-cache")
 	for dir := range strings.SplitSeq(firstOf(e.get("PRELOADER_JIT_CACHE_MODEL"), "/mnt/models"), ",") {
 		jit.Models = append(jit.Models, strings.TrimSpace(dir))
