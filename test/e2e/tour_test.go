@@ -13,6 +13,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/samples/predictor/model"
@@ -187,7 +188,11 @@ func scaleManager(t *testing.T, replicas int32) {
 	must(t, err)
 	deployment := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "outrigger-system", Name: "outrigger-manager"}}
 	must(t, shared.Await(t.Context(), deployment, 2*time.Minute, func() bool {
-		return deployment.Status.ObservedGeneration == deployment.Generation &&
+		// A pod that is still ending counts no more in the Deployment's status, but may act on one more edit.
+		var pods corev1.PodList
+		must(t, shared.Client.List(t.Context(), &pods, client.InNamespace(deployment.Namespace),
+			client.MatchingLabels(deployment.Spec.Selector.MatchLabels)))
+		return deployment.Status.ObservedGeneration == deployment.Generation && len(pods.Items) == int(replicas) &&
 			deployment.Status.Replicas == replicas && deployment.Status.AvailableReplicas == replicas
 	}))
 }
