@@ -107,6 +107,9 @@ func get(t *testing.T, url string) string {
 	t.Helper()
 	var body []byte
 	until(t, 30*time.Second, "an answer of "+url, func(ctx context.Context) error {
+		// A connection that was begun before kube-proxy knew the Service goes nowhere for good: the kernel remembers it so.
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			return err
