@@ -23,6 +23,8 @@ type figures struct {
 	editWrites, rollWrites []string
 	// first are the webhook's decisions about an InferenceService that it had not met, again all others.
 	first, again []timing
+	// load is how many programs wanted a processor in the minute before decisions were measured.
+	load string
 	// heap is what the manager holds, in bytes.
 	heap int64
 }
@@ -72,13 +74,9 @@ func (b *bench) report() string {
 		"none. The whole manager runs in one process with the objects' author; pods pass through its webhook. Nobody acts for KServe.",
 	)
 	line("")
-	line(
-		"%d cores of %s, Go %s, %s.",
-		runtime.NumCPU(),
-		cpu(),
-		strings.TrimPrefix(runtime.Version(), "go"),
-		time.Now().UTC().Format("2006-01-02"),
-	)
+	line("%d cores of %s, Go %s, %s. In the minute before decisions were measured, %s programs wanted a processor, this one",
+		runtime.NumCPU(), cpu(), strings.TrimPrefix(runtime.Version(), "go"), time.Now().UTC().Format("2006-01-02"), f.load)
+	line("among them: where that is more than there are cores, times on the clock are those of a busy machine.")
 	line("")
 	line("| what | figure |")
 	line("| --- | --- |")
@@ -137,6 +135,16 @@ func target(line func(string, ...any), id, figure, target string, pass bool) {
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// load is the kernel's average of a minute.
+func load() string {
+	raw, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "an unknown number of"
+	}
+	average, _, _ := strings.Cut(string(raw), " ")
+	return average
+}
 
 // cpu names the processor.
 func cpu() string {
