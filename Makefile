@@ -47,7 +47,7 @@ bench-preloader: ## Measure the preloader against its peers, which it builds. AR
 .PHONY: bench-policies
 bench-policies: ## Measure the manager among 1,000 InferenceServices and 5,000 pods; writes test/bench/policies.md.
 	@mkdir -p test/bench
-	BENCH_POLICIES=$(CURDIR)/test/bench/policies.md $(GO) test -count 1 -timeout 20m -run TestScale -v ./controllers
+	BENCH_POLICIES=$(CURDIR)/test/bench/policies.md $(GO) test -tags bench -count 1 -timeout 20m -run TestScale -v ./controllers
 
 .PHONY: lint
 lint: ## Lint everything.
