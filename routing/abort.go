@@ -13,9 +13,14 @@ const abortLimit = 10 * time.Minute
 
 // abortPercent returns the canary's share while a rollout is turned back. It never rises from what was applied, and it
 // falls as far as stable's ready endpoints can carry the rest: all traffic by as many as stable had at the first step.
+// While stable has none, it stays, in every mode and for as long as that takes: a canary that fails some requests is
+// better than a side that fails all.
 func abortPercent(
 	policy v1alpha1.AbortPolicy, p v1alpha1.RolloutProgress, applied *v1alpha1.WeightPair, stableReady int32, now time.Time,
 ) int32 {
+	if applied != nil && stableReady <= 0 {
+		return applied.Canary
+	}
 	if policy.Mode != v1alpha1.AbortGradual || applied == nil || p.Attempt == nil || p.Attempt.StableReady <= 0 {
 		return 0
 	}

@@ -289,6 +289,7 @@ func (m *machine) goOn() {
 // endStep ends a step that sets a weight, if nothing keeps it.
 func (m *machine) endStep(step *v1alpha1.RolloutStep) {
 	switch {
+	case m.held() && m.tooSmall() && m.Phase == v1alpha1.PhaseHolding: // which says why already
 	case m.held() && m.tooSmall():
 		m.explain(v1alpha1.ReasonStableTooSmall, fmt.Sprintf(
 			"The next step waits until stable has %d ready pods again, with which it can take everything back; it has %d.",

@@ -381,6 +381,17 @@ func TestStableThatHasBecomeTooSmall(t *testing.T) {
 	l.facts.StableReady = 4
 	want(t, "stable has its pods again", l.live(), "Progressing StepHolding 100")
 
+	strategy.Steps[0].Hold.MaxDuration = duration(20 * time.Minute)
+	l = newLife(strategy)
+	l.facts.Capacity = &v1alpha1.RolloutCapacity{}
+	l.judged(routing.ResultInconclusive)
+	want(t, "nothing is proved", l.after(20*time.Minute), "Holding Inconclusive 10")
+	l.facts.StableReady = 3
+	want(t, "the proof comes while stable is too small", l.judged(routing.ResultPass), "Holding Inconclusive 10")
+	l.facts.StableReady = 4
+	want(t, "and holds when it is not any more", l.live(), "Progressing StepHolding 100")
+
+	strategy.Steps[0].Hold.MaxDuration = nil
 	l = newLife(strategy)
 	l.facts.Capacity = &v1alpha1.RolloutCapacity{Stable: v1alpha1.StableCapacityIgnore}
 	l.live()
@@ -416,6 +427,27 @@ func TestGradualAbort(t *testing.T) {
 	if got := fmt.Sprint(l.percents); got != "[0 100 0]" {
 		t.Errorf("weights %s, want one write back", got)
 	}
+}
+
+// TestNoAbortToADeadStable: a canary that fails some requests is better than a side that fails all.
+func TestNoAbortToADeadStable(t *testing.T) {
+	for _, mode := range []v1alpha1.AbortMode{v1alpha1.AbortImmediate, v1alpha1.AbortGradual} {
+		l := newLife(steady())
+		l.strategy.Abort.Mode = mode
+		l.live()
+		l.facts.StableReady = 0
+		want(t, "stable dies", l.live(), "Progressing StepHolding 100")
+		want(t, "the canary fails", l.judged(routing.ResultFail), "RollingBack AnalysisFailed 100")
+		want(t, "stable stays dead", l.after(time.Hour), "RollingBack AnalysisFailed 100")
+		l.facts.StableReady = 4
+		want(t, "stable is back", l.live(), "RolledBack AnalysisFailed 0")
+		l.facts.StableReady = 0
+		want(t, "stable dies again", l.live(), "RolledBack AnalysisFailed 0")
+	}
+	l := newLife(steady())
+	l.live()
+	l.facts.StableReady, l.facts.CanaryReady = 0, 0
+	want(t, "both are dead", l.judged(routing.ResultFail), "RolledBack AnalysisFailed 0")
 }
 
 func TestEditedSteps(t *testing.T) {
