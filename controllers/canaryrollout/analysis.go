@@ -41,7 +41,7 @@ type Question struct {
 type Answer struct {
 	// Verdicts are those of the metrics, in their order.
 	Verdicts []v1alpha1.MetricVerdict
-	// Samples is the least number of the canary's requests that a metric counted.
+	// Samples is the least number of the canary's requests that a metric counted, of those that are no dry run.
 	Samples int64
 }
 
@@ -65,7 +65,7 @@ func Measure(ctx context.Context, source Source, q *Question) Answer {
 		m.probe = probeOf(m.metric)
 		verdict := m.verdict(ctx)
 		answer.Verdicts = append(answer.Verdicts, verdict)
-		if m.probe.value == nil && (!counted || verdict.Samples < answer.Samples) {
+		if m.probe.value == nil && !m.metric.DryRun && (!counted || verdict.Samples < answer.Samples) {
 			answer.Samples, counted = verdict.Samples, true
 		}
 	}
@@ -385,12 +385,17 @@ func baseline(at time.Time, stable []prometheus.Point) (float64, bool) {
 	return sum / float64(len(stable)), true
 }
 
+// maxPoints is how many values of a series are asked for at most. Prometheus refuses to give more than 11000, which a bake
+// of two days has.
+const maxPoints = 10_000
+
 func (m *measurement) series(ctx context.Context, service string, from, to time.Time) ([]prometheus.Point, error) {
-	step := m.Analysis.Interval.Duration
+	interval := m.Analysis.Interval.Duration
+	step := interval * (1 + to.Sub(from)/(interval*maxPoints))
 	if to.Sub(from) < step {
 		return nil, nil
 	}
-	return m.source.Series(ctx, m.expand(m.probe.value.Query, service, rateWindow(step)), from.Add(step), to, step)
+	return m.source.Series(ctx, m.expand(m.probe.value.Query, service, rateWindow(interval)), from.Add(step), to, step)
 }
 
 // rateWindow is what $window stands for in a value's query.

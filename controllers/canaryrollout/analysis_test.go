@@ -174,6 +174,70 @@ func TestRequestsAreCountedExactly(t *testing.T) {
 	}
 }
 
+// TestDryRunsHoldNothingUp: a metric that counts for nothing does not keep a step from its samples either.
+func TestDryRunsHoldNothingUp(t *testing.T) {
+	a := analysisOf(t, errorsOfBoth+`
+- name: tried
+  dryRun: true
+  share: {events: 'nobody{x="stable",$side}', total: 'nobody{$side}'}
+  threshold: {max: "0.1"}
+`)
+	at := time.Now()
+	source := only{figures{counts: map[string]float64{"stable": 9000, "canary": 1000}}, "http_requests_total"}
+	answer := canaryrollout.Measure(t.Context(), source, questionOf("ml", a, at.Add(-time.Minute), at))
+	if v := answer.Verdicts[1]; v.Samples != 0 || !v.DryRun {
+		t.Errorf("the verdict of the dry run is %+v, want one of no sample", v)
+	}
+	if answer.Samples != 1000 {
+		t.Errorf("%d samples altogether, want 1000", answer.Samples)
+	}
+}
+
+// only is a source that knows one metric.
+type only struct {
+	figures
+
+	metric string
+}
+
+func (o only) Number(ctx context.Context, query string, at time.Time) (float64, bool, error) {
+	if !strings.Contains(query, o.metric) {
+		return 0, false, nil
+	}
+	return o.figures.Number(ctx, query, at)
+}
+
+// TestLongBakes: a value can be read for as long as a bake may take, although Prometheus gives no more than 11000 points.
+func TestLongBakes(t *testing.T) {
+	e := startExporter(t)
+	c, err := prometheus.New(e.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now()
+	for _, long := range []time.Duration{10_000 * time.Second, 10_001 * time.Second, 168 * time.Hour} {
+		a := analysisOf(t, "- {name: one, value: {query: 'vector(1) + 0 * scalar(absent(none{$side}))'}, threshold: {max: '2'}}")
+		a.MinSamples = 1
+		v := canaryrollout.Measure(t.Context(), c, questionOf("none", a, at.Add(-long), at)).Verdicts[0]
+		if v.Result != v1alpha1.VerdictPass || v.Samples < 5000 || v.Samples > 10_000 {
+			t.Errorf("%s: %+v, want it to pass by some 10000 values", long, v)
+		}
+	}
+}
+
+// TestBucketsAreAdded: pods may write the end of one bucket in different ways, and no count may get lost.
+func TestBucketsAreAdded(t *testing.T) {
+	c, err := prometheus.New(startExporter(t).url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Buckets(t.Context(),
+		`label_replace(vector(3), "le", "1", "", "") or label_replace(vector(4), "le", "1.0", "", "")`, time.Now())
+	if err != nil || len(got) != 1 || got[1] != 7 {
+		t.Errorf("buckets %v (%v), want 7 up to 1", got, err)
+	}
+}
+
 // TestBuiltinsAreUnderstood: a real Prometheus takes the queries of all metrics that come with the release.
 func TestBuiltinsAreUnderstood(t *testing.T) {
 	e := startExporter(t)
@@ -460,8 +524,8 @@ func TestBrokenPrometheus(t *testing.T) {
 		"refuses the query": {respond(400, `{"status":"error","errorType":"bad_data","error":"parse error"}`), v1alpha1.VerdictError, "Prometheus refuses the query: parse error"},
 		"answers nonsense":  {respond(200, "<html>secret</html>"), v1alpha1.VerdictError, "Prometheus answers with an error (bad_response)"},
 		"has nothing":       {respond(200, fmt.Sprintf(vector, "")), v1alpha1.VerdictInconclusive, "there is no data"},
-		"has NaN":           {respond(200, fmt.Sprintf(vector, `{"metric":{},"value":[1,"NaN"]}`)), v1alpha1.VerdictInconclusive, "there is no data"},
-		"has infinity":      {respond(200, fmt.Sprintf(vector, `{"metric":{},"value":[1,"+Inf"]}`)), v1alpha1.VerdictInconclusive, "there is no data"},
+		"has NaN":           {respond(200, fmt.Sprintf(vector, `{"metric":{},"value":[1,"NaN"]}`)), v1alpha1.VerdictError, "not finite"},
+		"has infinity":      {respond(200, fmt.Sprintf(vector, `{"metric":{},"value":[1,"+Inf"]}`)), v1alpha1.VerdictError, "not finite"},
 		"sends somebody abroad": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://192.0.2.1/secret", http.StatusFound)
 		}, v1alpha1.VerdictError, "Prometheus answers with an error"},

@@ -65,7 +65,8 @@ func (b bounded) RoundTrip(request *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// Number evaluates an expression that gives one number. It reports false if it gives none, or none that is finite.
+// Number evaluates an expression that gives one number. It reports false if it gives none; one that is not finite is an
+// error, since it must not pass for none.
 func (c *Client) Number(ctx context.Context, query string, at time.Time) (float64, bool, error) {
 	value, _, err := c.api.Query(ctx, query, at)
 	if err != nil {
@@ -87,10 +88,11 @@ func (c *Client) Number(ctx context.Context, query string, at time.Time) (float6
 	}
 }
 
-// finite takes what is no number for no data.
+var errNotFinite = errors.New("the query gives a value that is not finite")
+
 func finite(value float64) (float64, bool, error) {
 	if math.IsNaN(value) || math.IsInf(value, 0) {
-		return 0, false, nil
+		return 0, false, errNotFinite
 	}
 	return value, true, nil
 }
@@ -111,7 +113,11 @@ func (c *Client) Buckets(ctx context.Context, query string, at time.Time) (map[f
 		if err != nil {
 			return nil, errors.New("the query gives series without the label le: it is no histogram")
 		}
-		buckets[bound] = float64(sample.Value)
+		count, _, err := finite(float64(sample.Value))
+		if err != nil {
+			return nil, err
+		}
+		buckets[bound] += count // 1 and 1.0 are one bucket, which pods may write differently
 	}
 	return buckets, nil
 }
