@@ -4,6 +4,7 @@ package canaryrollout_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -92,6 +93,24 @@ spec: {hosts: [x.example.com], gateways: [edge]}
 	if host, want := get(t, w, name).Status.Host, name+"."+w.Namespace+".svc.cluster.local"; host != want {
 		t.Errorf("status.host %q, want %q", host, want)
 	}
+}
+
+// TestNoStepWithoutRequests: while nobody delegates to the route, no time of a step passes.
+func TestNoStepWithoutRequests(t *testing.T) {
+	w := newWorld(t)
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps), edit(`{"spec":{"routing":{"mode":"Delegate"}}}`))
+	settleSteps(t, w, w.Client)
+	do(t, w, pass(time.Hour))
+	settleSteps(t, w, w.Client)
+	wantPhase(t, w, v1alpha1.PhaseProgressing, v1alpha1.ReasonHolding)
+	do(t, w, applyYAML(root))
+	settleSteps(t, w, w.Client)
+	do(t, w, pass(9*time.Minute))
+	settleSteps(t, w, w.Client)
+	wantPhase(t, w, v1alpha1.PhaseProgressing, v1alpha1.ReasonHolding)
+	do(t, w, pass(time.Minute))
+	settleSteps(t, w, w.Client)
+	wantPhase(t, w, v1alpha1.PhasePaused, v1alpha1.ReasonWaitingForPromotion)
 }
 
 func TestRootIsHeardOf(t *testing.T) {

@@ -145,6 +145,22 @@ func TestHeldDriftEndsWithTheSpec(t *testing.T) {
 	})
 }
 
+// TestNoStepByForeignWeights: a step is not over by the time that somebody else's weights were left in force.
+func TestNoStepByForeignWeights(t *testing.T) {
+	w := newWorld(t)
+	p := providers[0]
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps),
+		edit(`{"spec":{"routing":{"driftPolicy":{"action":"Hold"}}}}`))
+	settleSteps(t, w, w.Client)
+	wantPhase(t, w, v1alpha1.PhaseProgressing, v1alpha1.ReasonHolding)
+	do(t, w, p.meddle(name))
+	settleSteps(t, w, w.Client)
+	do(t, w, pass(time.Hour))
+	settleSteps(t, w, w.Client)
+	wantPhase(t, w, v1alpha1.PhaseProgressing, v1alpha1.ReasonHolding)
+	wantWeights(t, w, "v1=7 v2=93 ")
+}
+
 // TestDeletedRouteIsMadeAgain: also a deletion is a foreign change, of which nobody's name is left.
 func TestDeletedRouteIsMadeAgain(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {

@@ -35,6 +35,9 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 		s.RolloutProgress = settled(&s, p, now)
 		s.ShadowPercent = p.shadow
 	}
+	if s.Step != nil && (!p.routes() || p.unbound != "") {
+		s.Step.Since = nil // whatever becomes of requests now, the step's weights do not decide it
+	}
 	setProgressing(&s, rollout.Generation)
 	setAnalysisHealthy(&s, rollout.Spec.Analysis, rollout.Generation)
 	setCapacity(&s, rollout, p)
