@@ -112,8 +112,11 @@ func (r *Reconciler) setOwner(ctx context.Context, object client.Object, owner *
 }
 
 // reclaim takes over what an earlier rollout of the same name left behind. It reports whether there was any, which the
-// cache then does not know yet.
+// cache then does not know yet. A rollout that adopts has no use for it: it would remove what somebody asked to be kept.
 func (r *Reconciler) reclaim(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed) (bool, error) {
+	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
+		return false, nil
+	}
 	reclaimed := false
 	if orphaned(rollout, seen.route) {
 		if err := r.setOwner(ctx, seen.route, rollout); err != nil {

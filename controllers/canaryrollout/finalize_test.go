@@ -20,6 +20,7 @@ import (
 	"serverless.xyz/outrigger/controllers/internal/faults"
 	"serverless.xyz/outrigger/controllers/internal/kserve"
 	"serverless.xyz/outrigger/controllers/internal/testcluster"
+	"serverless.xyz/outrigger/routing"
 )
 
 func onDelete(policy v1alpha1.OnDelete) faults.Step {
@@ -188,6 +189,31 @@ func TestKeptRouteOutlivesItsRollout(t *testing.T) {
 	if finalizers := get(t, w, name).Finalizers; len(finalizers) > 0 {
 		t.Errorf("finalizers %v without a use for one", finalizers)
 	}
+}
+
+// TestKeptRouteIsAdopted: a rollout that adopts the route which an earlier one of its name left behind sets its weights,
+// and the route outlives that rollout, too. One that adopts another route leaves it alone.
+func TestKeptRouteIsAdopted(t *testing.T) {
+	w := newWorld(t)
+	r := newReconciler(w.Client, w)
+	keep := func(r *v1alpha1.CanaryRollout) { r.Spec.Routing.OnDelete = v1alpha1.OnDeleteKeep }
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(keep), percent(30))
+	settle(t, w, r)
+	for _, adopted := range []string{"shop", name} {
+		do(t, w, remove)
+		settle(t, w, r)
+		do(t, w, rollout(adopts(adopted, map[string]string{"shop": "predict", name: routing.SplitRoute}[adopted])), percent(60))
+		settle(t, w, r)
+		wantReady(t, w)
+		wantWeights(t, w, map[string]string{"shop": "v1=70 v2=30 ", name: "v1=40 v2=60 "}[adopted])
+	}
+	do(t, w, remove)
+	settle(t, w, r)
+	wantGone(t, w)
+	if err := faults.CollectGarbage(t.Context(), w, kinds...); err != nil {
+		t.Fatal(err)
+	}
+	wantWeights(t, w, "v1=100 v2=0 ")
 }
 
 func deleteInferenceService(name string) faults.Step {
