@@ -107,7 +107,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	seen.warmth = r.warm(rollout, seen)
 	rollout, unrecorded := r.progress(ctx, rollout, seen)
 	seen.asked = r.asked(rollout, seen)
-	p := planFor(rollout, seen)
+	p, err := r.planned(ctx, rollout, &seen)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
 	if unrecorded != nil && !lowers(rollout, p) {
 		return status.Result(0, unrecorded)
 	}

@@ -41,31 +41,60 @@ func (r *Reconciler) observeDrift(ctx context.Context, rollout *v1alpha1.CanaryR
 	if !suspicious(rollout, *seen) {
 		return nil
 	}
-	provider, name, into, fields := seen.provider, rollout.Name, &seen.route, seen.provider.Fields()
-	if ref, adopts := routing.Adopted(rollout); adopts {
-		name, into, fields = ref.Name, &seen.adopted, []string{provider.RuleField()}
-	}
-	stored := routing.NewRoute(provider)
-	err := r.live.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: name}, stored)
-	switch {
-	case apierrors.IsNotFound(err):
-		*into = nil
-	case err != nil:
-		return fmt.Errorf("reading %s %q past the cache: %w", provider.Kind().Kind, name, err)
-	default:
-		*into = stored
+	if err := r.reread(ctx, rollout, seen); err != nil {
+		return err
 	}
 	if !suspicious(rollout, *seen) {
 		return nil
 	}
+	provider, name, stored, fields := seen.provider, rollout.Name, seen.route, seen.provider.Fields()
+	if ref, adopts := routing.Adopted(rollout); adopts {
+		name, stored, fields = ref.Name, seen.adopted, []string{provider.RuleField()}
+	}
 	found := &drift{what: fmt.Sprintf("%s %q", provider.Kind().Kind, name)}
-	if *into != nil {
-		if found.manager = routing.Opponent(*into, fieldManager, fields...); found.manager == "" {
+	if stored != nil {
+		if found.manager = routing.Opponent(stored, fieldManager, fields...); found.manager == "" {
 			return nil
 		}
 	}
 	seen.drift = found
 	return nil
+}
+
+// reread reads the route that the rollout has, or adopts, past the cache.
+func (r *Reconciler) reread(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
+	name, into := rollout.Name, &seen.route
+	if ref, adopts := routing.Adopted(rollout); adopts {
+		name, into = ref.Name, &seen.adopted
+	}
+	stored := routing.NewRoute(seen.provider)
+	err := r.live.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: name}, stored)
+	switch {
+	case apierrors.IsNotFound(err):
+		*into = nil
+	case err != nil:
+		return fmt.Errorf("reading %s %q past the cache: %w", seen.provider.Kind().Kind, name, err)
+	default:
+		*into = stored
+	}
+	return nil
+}
+
+// planned plans on what the cache says, unless that would do with no write what takes one, or write over what the cache
+// has not heard of: a route that carries other weights already than were last in force may just not have been seen since
+// they were, and one that is not there may be somebody else's. Then a read past the cache decides.
+func (r *Reconciler) planned(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) (plan, error) {
+	p := planFor(rollout, *seen)
+	applied := rollout.Status.Weights.Applied
+	others := p.carried && (applied == nil || *applied != p.weights)
+	absent := p.route != nil && seen.route == nil
+	if !others && !absent {
+		return p, nil
+	}
+	if err := r.reread(ctx, rollout, seen); err != nil {
+		return plan{}, err
+	}
+	return planFor(rollout, *seen), nil
 }
 
 // suspicious reports whether the route is not as this controller left it. After an edit of the spec it need not be.

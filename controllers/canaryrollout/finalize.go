@@ -56,6 +56,11 @@ func (r *Reconciler) finalize(ctx context.Context, rollout *v1alpha1.CanaryRollo
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if seen.adopted != nil { // nobody looks again if the cache is behind
+		if err := r.reread(ctx, rollout, &seen); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
 	if err := r.bid(ctx, rollout, seen, farewellFor(rollout, seen)); err != nil {
 		stalled, refused := status.AsStalled(err)
 		if !refused && !apierrors.IsNotFound(err) {
