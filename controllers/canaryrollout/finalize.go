@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,35 +48,48 @@ func (r *Reconciler) remember(
 	return after, nil
 }
 
+// farewellLimit is for how long a deletion waits for an API server that cannot write the route, such as for a webhook that
+// is away.
+const farewellLimit = 5 * time.Minute
+
 // finalize sees to the route of a rollout that is being deleted, and lets it go. What the API server refuses is given
-// up, with an event: a deletion must end.
+// up, with an event, and so is after farewellLimit what it fails to do: a deletion must end.
 func (r *Reconciler) finalize(ctx context.Context, rollout *v1alpha1.CanaryRollout) (reconcile.Result, error) {
 	if !controllerutil.ContainsFinalizer(rollout, v1alpha1.FinalizerRoute) {
 		return reconcile.Result{}, nil
 	}
-	seen, err := r.observe(ctx, rollout)
-	if err != nil {
-		return reconcile.Result{}, err
-	}
-	if seen.adopted != nil { // nobody looks again if the cache is behind
-		if err := r.reread(ctx, rollout, &seen); err != nil {
-			return reconcile.Result{}, err
-		}
-	}
-	if err := r.bid(ctx, rollout, seen, farewellFor(rollout, seen)); err != nil {
+	if err := r.leave(ctx, rollout); err != nil {
+		const left = "The route is left as it is: "
 		stalled, refused := status.AsStalled(err)
-		if !refused && !apierrors.IsNotFound(err) {
+		switch {
+		case apierrors.IsNotFound(err):
+		case refused:
+			r.recorder.Event(rollout, corev1.EventTypeWarning, stalled.Reason, left+stalled.Message)
+		case r.clock.Since(rollout.DeletionTimestamp.Time) >= farewellLimit:
+			r.recorder.Event(rollout, corev1.EventTypeWarning, v1alpha1.ReasonRouteNotWritten, left+err.Error())
+		default:
 			return status.Result(0, err)
 		}
-		if refused {
-			r.recorder.Event(rollout, "Warning", stalled.Reason, "The route is left as it is: "+stalled.Message)
-		}
 	}
-	_, err = r.remember(ctx, rollout, keepsake{})
+	_, err := r.remember(ctx, rollout, keepsake{})
 	if apierrors.IsNotFound(err) {
 		err = nil
 	}
 	return status.Result(0, err)
+}
+
+// leave does to the route what a rollout that is being deleted leaves behind.
+func (r *Reconciler) leave(ctx context.Context, rollout *v1alpha1.CanaryRollout) error {
+	seen, err := r.observe(ctx, rollout)
+	if err != nil {
+		return err
+	}
+	if seen.adopted != nil { // nobody looks again if the cache is behind
+		if err := r.reread(ctx, rollout, &seen); err != nil {
+			return err
+		}
+	}
+	return r.bid(ctx, rollout, seen, farewellFor(rollout, seen))
 }
 
 func (r *Reconciler) bid(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, last farewell) error {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -72,28 +73,23 @@ func TestDeletionOfAnAdoptingRollout(t *testing.T) {
 	}
 }
 
+// refuse returns a client to which the API server answers every write of the shop with a status code.
+func refuse(code int) func(c client.WithWatch) client.WithWatch {
+	return func(c client.WithWatch) client.WithWatch {
+		return interceptor.NewClient(c, interceptor.Funcs{
+			Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+				if o.GetName() != "shop" {
+					return c.Patch(ctx, o, p, opts...)
+				}
+				resource := v1alpha1.GroupVersion.WithResource("x").GroupResource()
+				return apierrors.NewGenericServerResponse(code, "patch", resource, "shop", "no", 0, false)
+			},
+		})
+	}
+}
+
 // TestDeletionAlwaysEnds: whatever has become of the route, and whatever the API server says.
 func TestDeletionAlwaysEnds(t *testing.T) {
-	refuse := func(code int) func(c client.WithWatch) client.WithWatch {
-		return func(c client.WithWatch) client.WithWatch {
-			return interceptor.NewClient(c, interceptor.Funcs{
-				Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
-					if o.GetName() == "shop" {
-						return apierrors.NewGenericServerResponse(
-							code,
-							"patch",
-							v1alpha1.GroupVersion.WithResource("x").GroupResource(),
-							"shop",
-							"no",
-							0,
-							false,
-						)
-					}
-					return c.Patch(ctx, o, p, opts...)
-				},
-			})
-		}
-	}
 	tests := map[string]struct {
 		before    faults.Step
 		client    func(client.WithWatch) client.WithWatch
@@ -134,6 +130,29 @@ func TestDeletionAlwaysEnds(t *testing.T) {
 				t.Errorf("an event: %t, want %t", got, tc.wantEvent)
 			}
 		})
+	}
+}
+
+// TestDeletionDoesNotWaitForEver: a webhook that is away for a moment is waited for, one that does not come back is not.
+func TestDeletionDoesNotWaitForEver(t *testing.T) {
+	w := newWorld(t)
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")), percent(10))
+	settle(t, w, newReconciler(w.Client, w))
+	do(t, w, remove)
+	c, events := refuse(500)(w.Client), record.NewFakeRecorder(10)
+	r := reconcile.AsReconciler(c, canaryrollout.New(c, w.Client, w.Clock, events))
+	key := client.ObjectKey{Namespace: w.Namespace, Name: name}
+	for _, minutes := range []int{0, 4} {
+		w.Clock.SetTime(get(t, w, name).DeletionTimestamp.Add(time.Duration(minutes) * time.Minute))
+		if _, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key}); err == nil {
+			t.Errorf("after %d minutes the failure is not tried again", minutes)
+		}
+	}
+	w.Clock.SetTime(get(t, w, name).DeletionTimestamp.Add(5 * time.Minute))
+	settle(t, w, r)
+	wantGone(t, w)
+	if len(events.Events) != 1 {
+		t.Errorf("%d events, want one that tells what was given up", len(events.Events))
 	}
 }
 
