@@ -17,7 +17,7 @@ import (
 
 // Bounds of measuring.
 const (
-	// measurers is how many rollouts are measured at once.
+	// measurers is how many rollouts are measured at once by one Prometheus.
 	measurers = 8
 	// queue is how many may wait for that.
 	queue = 1024
@@ -25,7 +25,7 @@ const (
 	patience = 10 * time.Second
 )
 
-// Analyst answers questions about canaries, apart from the reconciler: a Prometheus that hangs delays verdicts and
+// Analyst answers questions about canaries, apart from the reconciler: a Prometheus that hangs delays its own verdicts and
 // nothing else. What it remembers can be lost at any time; it is asked again then.
 type Analyst struct {
 	fallback string
@@ -35,7 +35,14 @@ type Analyst struct {
 
 	mu      sync.Mutex
 	files   map[types.NamespacedName]*file
-	sources map[string]Source
+	sources map[string]asked
+}
+
+// asked is a Prometheus, and the turns of those that ask it.
+type asked struct {
+	Source
+
+	turns chan struct{}
 }
 
 // file is what is known of a rollout.
@@ -44,6 +51,8 @@ type file struct {
 	asked  time.Time
 	busy   bool
 	answer *Answer
+	// answered is the time that the answer speaks of.
+	answered time.Time
 }
 
 // NewAnalyst returns an Analyst. Rollouts that name no Prometheus of their own ask the one at url; it may be empty.
@@ -54,31 +63,26 @@ func NewAnalyst(url string) *Analyst {
 		jobs:     make(chan *Question, queue),
 		answered: make(chan event.GenericEvent, queue),
 		files:    map[types.NamespacedName]*file{},
-		sources:  map[string]Source{},
+		sources:  map[string]asked{},
 	}
 }
 
 // Start measures until the context ends.
 func (a *Analyst) Start(ctx context.Context) error {
 	var workers sync.WaitGroup
-	for range measurers {
-		workers.Go(func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case q := <-a.jobs:
-					a.work(ctx, q)
-				}
-			}
-		})
+	defer workers.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case q := <-a.jobs: // one at a time of each rollout
+			workers.Go(func() { a.work(ctx, q) })
+		}
 	}
-	workers.Wait()
-	return nil
 }
 
-// Ask returns the last answer to a question's matter, nil if there is none yet, and after how long it is to be asked
-// again. It never waits.
+// Ask returns the last answer to a question's matter, nil if there is none yet or only one of long ago, and after how long
+// it is to be asked again. It never waits.
 func (a *Analyst) Ask(q *Question) (*Answer, time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -89,6 +93,9 @@ func (a *Analyst) Ask(q *Question) (*Answer, time.Duration) {
 		a.files[q.Rollout] = f
 	}
 	interval := q.Analysis.Interval.Duration
+	if q.At.Sub(f.answered) > 2*interval+time.Minute {
+		f.answer = nil
+	}
 	if wait := f.asked.Add(interval).Sub(q.At); !f.asked.IsZero() && wait > 0 || f.busy {
 		return f.answer, max(wait, time.Second)
 	}
@@ -111,15 +118,22 @@ func (a *Analyst) tidy(now time.Time) {
 
 // work answers a question and wakes its rollout.
 func (a *Analyst) work(ctx context.Context, q *Question) {
+	source := a.source(q)
+	select {
+	case source.turns <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
 	deadline, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	answer := Measure(deadline, a.source(q), q)
+	answer := Measure(deadline, source, q)
+	cancel()
+	<-source.turns
 	if ctx.Err() != nil {
 		return
 	}
 	a.mu.Lock()
 	if f := a.files[q.Rollout]; f != nil && f.matter == q.Matter {
-		f.answer, f.busy = &answer, false
+		f.answer, f.answered, f.busy = &answer, q.At, false
 	}
 	a.mu.Unlock()
 	wake := event.GenericEvent{Object: &v1alpha1.CanaryRollout{
@@ -132,29 +146,31 @@ func (a *Analyst) work(ctx context.Context, q *Question) {
 }
 
 // source returns the Prometheus that a question is for.
-func (a *Analyst) source(q *Question) Source {
+func (a *Analyst) source(q *Question) asked {
 	url := q.Analysis.Prometheus.URL
 	if url == "" {
 		url = a.fallback
 	}
 	if url == "" {
-		return nowhere("analysis.prometheus.url is not set, and the manager was started without --prometheus-url")
+		return unasked("analysis.prometheus.url is not set, and the manager was started without --prometheus-url")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if known := a.sources[url]; known != nil {
+	if known, ok := a.sources[url]; ok {
 		return known
 	}
 	connected, err := a.connect(url)
 	if err != nil {
-		return nowhere(err.Error())
+		return unasked(err.Error())
 	}
 	if len(a.sources) >= queue {
 		clear(a.sources) // nobody has that many; somebody changes the address all the time
 	}
-	a.sources[url] = connected
-	return connected
+	a.sources[url] = asked{connected, make(chan struct{}, measurers)}
+	return a.sources[url]
 }
+
+func unasked(why string) asked { return asked{nowhere(why), make(chan struct{}, 1)} }
 
 // nowhere is a source that cannot be asked, and says why.
 type nowhere string
