@@ -4,6 +4,7 @@ package routing
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +27,8 @@ type Facts struct {
 	Annotations map[string]string
 	// Canary is the canary as it is now; it has no UID while it does not exist.
 	Canary v1alpha1.CanaryRevision
+	// Templates tell the templates that the canary's pods are made from, sorted.
+	Templates []string
 	// StableReady and CanaryReady are the numbers of ready endpoints.
 	StableReady, CanaryReady int32
 	// CanaryCold is how many of the canary's ready endpoints are not warm yet, 0 without a warm-up.
@@ -70,7 +73,7 @@ func Next(strategy v1alpha1.RolloutStrategy, was v1alpha1.RolloutProgress, facts
 	case m.superseded():
 		m.begin(v1alpha1.ReasonSuperseded)
 	default:
-		m.Attempt.Canary = m.seen()
+		m.remember()
 		m.note()
 		if !m.obey() {
 			m.proceed()
@@ -101,12 +104,32 @@ func (m *machine) superseded() bool {
 	}
 }
 
-// seen is the revision to remember: the last one that was seen, if there is none now.
-func (m *machine) seen() v1alpha1.CanaryRevision {
-	if m.facts.Canary.UID == "" {
-		return m.Attempt.Canary
+// remember keeps the canary's revision and the templates of its pods as they were seen last, if there is none now.
+func (m *machine) remember() {
+	if m.facts.Canary.UID != "" {
+		m.Attempt.Canary = m.facts.Canary
 	}
-	return m.facts.Canary
+	if own := without(m.facts.Templates, m.Attempt.Outdated); len(own) > 0 {
+		m.Attempt.Templates = own
+	}
+}
+
+// maxTemplates is how many templates are remembered.
+const maxTemplates = 8
+
+// without returns the strings of one list that are not in the other, so many as are remembered.
+func without(list, other []string) []string {
+	rest := slices.DeleteFunc(slices.Clone(list), func(one string) bool { return slices.Contains(other, one) })
+	return rest[:min(len(rest), maxTemplates)]
+}
+
+// outdated are the templates of the pods that the present attempt leaves behind, if the next one is another revision of
+// the same object: those pods go on for a while.
+func (m *machine) outdated() []string {
+	if m.Attempt == nil || m.Attempt.Canary.UID != m.facts.Canary.UID || m.Attempt.Canary.Variant != m.facts.Canary.Variant {
+		return nil
+	}
+	return append(without(m.Attempt.Templates, m.Attempt.Outdated), m.Attempt.Outdated...)
 }
 
 // note records what the analysis said last.
@@ -126,12 +149,17 @@ func (m *machine) note() {
 
 // begin starts an attempt, without traffic.
 func (m *machine) begin(reason string) {
-	number := int32(1)
+	number, outdated := int32(1), []string(nil)
 	if m.Attempt != nil {
 		number = m.Attempt.Number + 1
 	}
+	if reason == v1alpha1.ReasonSuperseded {
+		outdated = m.outdated()
+	}
 	m.RolloutProgress = v1alpha1.RolloutProgress{
-		Attempt: &v1alpha1.RolloutAttempt{Number: number, Canary: m.facts.Canary},
+		Attempt: &v1alpha1.RolloutAttempt{
+			Number: number, Canary: m.facts.Canary, Outdated: outdated[:min(len(outdated), maxTemplates)],
+		},
 		Step:    &v1alpha1.RolloutStepStatus{},
 		Turn:    fmt.Sprintf("%.8s-%d.0", m.facts.Rollout, number),
 		History: m.History,
@@ -141,8 +169,29 @@ func (m *machine) begin(reason string) {
 
 const (
 	waitsForSides  = "The first step waits until both sides have a ready pod."
+	waitsForUpdate = "The first step waits until all pods of the canary are of its newest revision."
 	waitsForWarmth = "The first step waits until a pod of the canary is warm."
 )
+
+// waits are what the first step may wait for.
+var waits = []string{waitsForSides, waitsForUpdate, waitsForWarmth}
+
+// updatePause is how long pods of a former revision are waited for that nothing replaces: not every change of an
+// InferenceService makes other pods.
+const updatePause = time.Minute
+
+// updating reports whether the canary has pods that an update is to replace: requests to them would prove nothing of the
+// revision that the attempt is about, and it may be the one that was just turned back.
+func (m *machine) updating() bool {
+	switch templates := m.facts.Templates; len(templates) {
+	case 0:
+		return false
+	case 1:
+		return slices.Contains(m.Attempt.Outdated, templates[0]) && m.since(m.PhaseTime) < updatePause
+	default:
+		return true
+	}
+}
 
 // explain changes what the rollout tells of its phase. Unlike enter it makes no other turn: nothing has been done.
 func (m *machine) explain(reason, message string) {
@@ -189,19 +238,24 @@ func (m *machine) proceed() {
 
 // start begins the first step, once the route is in place without traffic to the canary.
 func (m *machine) start() {
-	f := m.facts
-	cold := f.CanaryReady > 0 && f.CanaryCold >= f.CanaryReady
+	f, why := m.facts, waitsForSides
 	switch {
-	case cold && m.PhaseMessage == waitsForSides:
-		m.explain(m.PhaseReason, waitsForWarmth)
-	case !cold && m.PhaseMessage == waitsForWarmth:
-		m.explain(m.PhaseReason, waitsForSides)
+	case f.CanaryReady <= 0:
+	case m.updating():
+		why = waitsForUpdate
+	case f.CanaryCold >= f.CanaryReady:
+		why = waitsForWarmth
 	}
-	if f.Suspended || cold || f.StableReady <= 0 || f.CanaryReady <= 0 || f.Applied == nil || f.Applied.Canary != 0 {
+	if m.PhaseMessage != why && slices.Contains(waits, m.PhaseMessage) {
+		m.explain(m.PhaseReason, why)
+	}
+	if f.Suspended || why != waitsForSides || f.StableReady <= 0 || f.CanaryReady <= 0 ||
+		f.Applied == nil || f.Applied.Canary != 0 {
 		return
 	}
 	m.Attempt.StartTime = &metav1.Time{Time: f.Now.Truncate(time.Second)}
 	m.Attempt.StableReady = f.StableReady
+	m.Attempt.Outdated = nil
 	m.goTo(0, v1alpha1.ReasonHolding)
 }
 
@@ -467,6 +521,10 @@ func Wake(strategy v1alpha1.RolloutStrategy, p v1alpha1.RolloutProgress, now tim
 		}
 	}
 	switch p.Phase {
+	case v1alpha1.PhasePending:
+		if len(p.Attempt.Outdated) > 0 {
+			at(p.PhaseTime.Add(updatePause))
+		}
 	case v1alpha1.PhaseProgressing, v1alpha1.PhaseHolding, v1alpha1.PhaseBaking:
 		if deadline := m.deadline(); deadline != nil {
 			at(deadline.Add(time.Millisecond))

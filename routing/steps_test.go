@@ -356,6 +356,44 @@ func TestColdCanary(t *testing.T) {
 	want(t, "one is warm", l.live(), "Progressing StepHolding 10")
 }
 
+// TestUpdateInPlace: while pods of the revision before are there, which may be the one that was just turned back, the new
+// one is not judged by them and they get no traffic.
+func TestUpdateInPlace(t *testing.T) {
+	l := newLife(steady())
+	l.facts.Templates = []string{"bad"}
+	l.live()
+	want(t, "a bad model", l.judged(routing.ResultFail), "RolledBack AnalysisFailed 0")
+	l.facts.Canary.Generation, l.facts.Canary.Hash = 2, "mended"
+	l.facts.Evidence.Result = routing.ResultPass
+	want(t, "it is mended, and its pods are not yet", l.live(), "Pending Superseded 0")
+	if wait := routing.Wake(l.strategy, l.progress, l.facts.Now); wait != time.Minute {
+		t.Errorf("it wakes in %s, want a minute", wait)
+	}
+	l.facts.Templates = []string{"bad", "mended"}
+	want(t, "the update goes on, for however long", l.after(time.Hour), "Pending Superseded 0")
+	if got := l.progress.PhaseMessage; !strings.Contains(got, "newest revision") {
+		t.Errorf("the rollout says %q", got)
+	}
+	l.facts.Canary.Generation, l.facts.Canary.Hash = 3, "mended again"
+	want(t, "it is changed once more", l.live(), "Pending Superseded 0")
+	l.facts.Templates = []string{"mended"}
+	want(t, "the first update is over, the second has not begun", l.live(), "Pending Superseded 0")
+	l.facts.Templates = []string{"mended again"}
+	want(t, "the second is over", l.live(), "Progressing StepHolding 10")
+	if a := l.progress.Attempt; a.Outdated != nil || fmt.Sprint(a.Templates) != "[mended again]" {
+		t.Errorf("the attempt remembers %v and %v", a.Templates, a.Outdated)
+	}
+	l.facts.Templates = []string{"a runtime of another version", "mended again"}
+	want(t, "pods are replaced in the midst of it", l.after(time.Minute), "Progressing StepHolding 10")
+
+	l = newLife(steady())
+	l.facts.Templates = []string{"one"}
+	l.live()
+	l.facts.Canary.Generation, l.facts.Canary.Hash = 2, "a change that makes no other pods"
+	want(t, "nothing replaces the pods", l.after(59*time.Second), "Pending Superseded 0")
+	want(t, "nothing has for a minute", l.after(time.Minute), "Progressing StepHolding 10")
+}
+
 // TestStableThatHasBecomeTooSmall: no step gives the canary more while stable could not take it back; everything else goes
 // on.
 func TestStableThatHasBecomeTooSmall(t *testing.T) {

@@ -48,7 +48,7 @@ const (
 	AnnotationSkip = GroupName + "/skip"
 	// AnnotationAbort turns the rollout back, in every phase, also after it has succeeded.
 	AnnotationAbort = GroupName + "/abort"
-	// AnnotationRetry begins anew with the first step, once the rollout has been turned back, is held or has succeeded.
+	// AnnotationRetry begins anew with the first step, once the rollout has been turned back or is held.
 	AnnotationRetry = GroupName + "/retry"
 )
 
@@ -162,7 +162,7 @@ const (
 type AbortPolicy struct {
 	// mode is Immediate or Gradual. Immediate gives stable all traffic in one write. Gradual gives it only what its
 	// ready pods can carry, measured by those that it had at the first step, and the rest as more become ready; after
-	// ten minutes, everything.
+	// ten minutes, everything. In both modes nothing is given to a stable side without a ready pod.
 	// +optional
 	// +kubebuilder:default=Immediate
 	Mode AbortMode `json:"mode,omitempty"`
@@ -262,6 +262,19 @@ type RolloutAttempt struct {
 	// canary is the revision of the canary.
 	// +optional
 	Canary CanaryRevision `json:"canary,omitzero"`
+
+	// templates tell the templates that the canary's pods are made from, by the hashes that their Deployment gives them.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	Templates []string `json:"templates,omitempty"`
+
+	// outdated are those of the revision before, until the first step: it waits for the update to end that replaces their
+	// pods.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	Outdated []string `json:"outdated,omitempty"`
 
 	// startTime is when the first step began.
 	// +optional

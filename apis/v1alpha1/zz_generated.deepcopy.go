@@ -854,6 +854,16 @@ func (in *RolloutAnalysis) DeepCopy() *RolloutAnalysis {
 func (in *RolloutAttempt) DeepCopyInto(out *RolloutAttempt) {
 	*out = *in
 	out.Canary = in.Canary
+	if in.Templates != nil {
+		in, out := &in.Templates, &out.Templates
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
+	if in.Outdated != nil {
+		in, out := &in.Outdated, &out.Outdated
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.StartTime != nil {
 		in, out := &in.StartTime, &out.StartTime
 		*out = (*in).DeepCopy()

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
@@ -32,6 +33,15 @@ func pod(inferenceService, suffix string, args ...string) faults.Step {
 			}}},
 		})
 	}
+}
+
+// templated makes a predictor pod from a template of its Deployment's.
+func templated(inferenceService, template string) faults.Step {
+	return all(pod(inferenceService, template), func(ctx context.Context, w *faults.World) error {
+		made := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: inferenceService + "-" + template}}
+		return w.Client.Patch(ctx, made, client.RawPatch(types.MergePatchType, []byte(
+			`{"metadata":{"labels":{"pod-template-hash":"`+template+`"}}}`)))
+	})
 }
 
 func removePod(name string) faults.Step {

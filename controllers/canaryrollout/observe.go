@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -113,7 +114,7 @@ func (r *Reconciler) side(
 	}
 	if one.exists && one.supported {
 		if err = r.observeEndpoints(ctx, rollout.Namespace, &one); err == nil {
-			one.models, err = r.models(ctx, rollout.Namespace, one.entry)
+			err = r.observePods(ctx, rollout.Namespace, &one)
 		}
 	}
 	return one, err
@@ -143,22 +144,30 @@ func (r *Reconciler) observeEndpoints(ctx context.Context, namespace string, one
 	return nil
 }
 
-// models returns the names of the models of all pods that are to stay: while an update goes on, of both kinds.
-func (r *Reconciler) models(ctx context.Context, namespace string, entry kserve.Entry) ([]string, error) {
+// observePods finds out by which names the pods of a side know their models, and from which templates they are made: from
+// those of all pods that are to stay, which are of both kinds while an update goes on.
+func (r *Reconciler) observePods(ctx context.Context, namespace string, one *side) error {
 	var pods corev1.PodList
-	err := r.client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(entry.Selector),
+	err := r.client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(one.entry.Selector),
 		client.UnsafeDisableDeepCopy)
 	if err != nil {
-		return nil, fmt.Errorf("listing pods of Service %q: %w", entry.Service, err)
+		return fmt.Errorf("listing pods of Service %q: %w", one.entry.Service, err)
 	}
-	var names []string
 	for i := range pods.Items {
-		if pods.Items[i].DeletionTimestamp == nil {
-			names = append(names, kserve.ModelNames(&pods.Items[i])...)
+		pod := &pods.Items[i]
+		if pod.DeletionTimestamp != nil {
+			continue
+		}
+		one.models = append(one.models, kserve.ModelNames(pod)...)
+		template := pod.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
+		if ended := pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded; template != "" && !ended {
+			one.templates = append(one.templates, template)
 		}
 	}
-	slices.Sort(names)
-	return slices.Compact(names), nil
+	slices.Sort(one.models)
+	slices.Sort(one.templates)
+	one.models, one.templates = slices.Compact(one.models), slices.Compact(one.templates)
+	return nil
 }
 
 // podsOf returns the ready endpoints of a Service's slices by their addresses, and how many are to stay and are not

@@ -70,6 +70,8 @@ type side struct {
 	pods []Pod
 	// models are the names by which its pods know their models, sorted; none if they do not tell.
 	models []string
+	// templates tell the templates that its pods are made from, sorted; more than one while an update goes on.
+	templates []string
 	// revision tells what it is from what it may be later.
 	revision v1alpha1.CanaryRevision
 }

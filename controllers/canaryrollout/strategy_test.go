@@ -160,6 +160,33 @@ func TestAnotherCanaryBeginsWithoutTraffic(t *testing.T) {
 	}
 }
 
+// TestPodsOfTheFormerRevisionProveNothing: a canary that was turned back and is mended in place gets no traffic before its
+// bad pods have gone, although they are ready.
+func TestPodsOfTheFormerRevisionProveNothing(t *testing.T) {
+	w := newWorld(t)
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), templated("v2", "bad"), rollout(steps))
+	settleSteps(t, w, w.Client)
+	do(t, w, say(v1alpha1.AnnotationAbort))
+	settleSteps(t, w, w.Client)
+	wantPhase(t, w, v1alpha1.PhaseRolledBack, v1alpha1.ReasonAborted)
+	mended := `{"spec":{"predictor":{"model":{"modelFormat":{"name":"onnx"},"storageUri":"s3://models/3"}}}}`
+	for _, step := range []struct {
+		when string
+		do   faults.Step
+		want string
+	}{
+		{"KServe has not heard of it", editInferenceService("v2", mended), "v1=100 v2=0 "},
+		{"the update goes on", templated("v2", "mended"), "v1=100 v2=0 "},
+		{"it takes its time", pass(time.Hour), "v1=100 v2=0 "},
+		{"the bad pods have gone", removePod("v2-bad"), "v1=90 v2=10 "},
+	} {
+		do(t, w, step.do)
+		settleSteps(t, w, w.Client)
+		t.Log("when", step.when)
+		wantWeights(t, w, step.want)
+	}
+}
+
 func editInferenceService(name, patch string) faults.Step {
 	return func(ctx context.Context, w *faults.World) error {
 		isvc := &kserve.InferenceService{ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: name}}

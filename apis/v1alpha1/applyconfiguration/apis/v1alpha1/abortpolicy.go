@@ -13,7 +13,7 @@ import (
 type AbortPolicyApplyConfiguration struct {
 	// mode is Immediate or Gradual. Immediate gives stable all traffic in one write. Gradual gives it only what its
 	// ready pods can carry, measured by those that it had at the first step, and the rest as more become ready; after
-	// ten minutes, everything.
+	// ten minutes, everything. In both modes nothing is given to a stable side without a ready pod.
 	Mode *apisv1alpha1.AbortMode `json:"mode,omitempty"`
 }
 

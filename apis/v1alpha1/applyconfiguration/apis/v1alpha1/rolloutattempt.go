@@ -15,6 +15,11 @@ type RolloutAttemptApplyConfiguration struct {
 	Number *int32 `json:"number,omitempty"`
 	// canary is the revision of the canary.
 	Canary *CanaryRevisionApplyConfiguration `json:"canary,omitempty"`
+	// templates tell the templates that the canary's pods are made from, by the hashes that their Deployment gives them.
+	Templates []string `json:"templates,omitempty"`
+	// outdated are those of the revision before, until the first step: it waits for the update to end that replaces their
+	// pods.
+	Outdated []string `json:"outdated,omitempty"`
 	// startTime is when the first step began.
 	StartTime *v1.Time `json:"startTime,omitempty"`
 	// waitedSeconds is how long the rollout has been paused since then.
@@ -42,6 +47,26 @@ func (b *RolloutAttemptApplyConfiguration) WithNumber(value int32) *RolloutAttem
 // If called multiple times, the Canary field is set to the value of the last call.
 func (b *RolloutAttemptApplyConfiguration) WithCanary(value *CanaryRevisionApplyConfiguration) *RolloutAttemptApplyConfiguration {
 	b.Canary = value
+	return b
+}
+
+// WithTemplates adds the given value to the Templates field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Templates field.
+func (b *RolloutAttemptApplyConfiguration) WithTemplates(values ...string) *RolloutAttemptApplyConfiguration {
+	for i := range values {
+		b.Templates = append(b.Templates, values[i])
+	}
+	return b
+}
+
+// WithOutdated adds the given value to the Outdated field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Outdated field.
+func (b *RolloutAttemptApplyConfiguration) WithOutdated(values ...string) *RolloutAttemptApplyConfiguration {
+	for i := range values {
+		b.Outdated = append(b.Outdated, values[i])
+	}
 	return b
 }
 
