@@ -522,9 +522,7 @@ func Wake(strategy v1alpha1.RolloutStrategy, p v1alpha1.RolloutProgress, now tim
 	}
 	switch p.Phase {
 	case v1alpha1.PhasePending:
-		if len(p.Attempt.Outdated) > 0 {
-			at(p.PhaseTime.Add(updatePause))
-		}
+		at(p.PhaseTime.Add(updatePause))
 	case v1alpha1.PhaseProgressing, v1alpha1.PhaseHolding, v1alpha1.PhaseBaking:
 		if deadline := m.deadline(); deadline != nil {
 			at(deadline.Add(time.Millisecond))

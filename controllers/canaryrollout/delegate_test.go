@@ -98,7 +98,8 @@ spec: {hosts: [x.example.com], gateways: [edge]}
 // TestNoStepWithoutRequests: while nobody delegates to the route, no time of a step passes.
 func TestNoStepWithoutRequests(t *testing.T) {
 	w := newWorld(t)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps), edit(`{"spec":{"routing":{"mode":"Delegate"}}}`))
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps),
+		edit(`{"spec":{"routing":{"mode":"Delegate"}}}`))
 	settleSteps(t, w, w.Client)
 	do(t, w, pass(time.Hour))
 	settleSteps(t, w, w.Client)

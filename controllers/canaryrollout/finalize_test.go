@@ -136,7 +136,8 @@ func TestDeletionAlwaysEnds(t *testing.T) {
 // TestDeletionDoesNotWaitForEver: a webhook that is away for a moment is waited for, one that does not come back is not.
 func TestDeletionDoesNotWaitForEver(t *testing.T) {
 	w := newWorld(t)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")), percent(10))
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")),
+		percent(10))
 	settle(t, w, newReconciler(w.Client, w))
 	do(t, w, remove)
 	c, events := refuse(500)(w.Client), record.NewFakeRecorder(10)

@@ -20,10 +20,12 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	s.ObservedGeneration = rollout.Generation
 	s.Host, s.Plan = p.host, ""
 	s.Weights.Desired = &p.desired
-	if err == nil && p.routes() {
+	written := err == nil && p.routes()
+	taken := written && p.acceptance.Accepted
+	if written {
 		s.Colours, s.Provider = colourNames(p.colours), p.provider
 	}
-	if err == nil && p.routes() && p.acceptance.Accepted && (s.Weights.Applied == nil || *s.Weights.Applied != p.weights) {
+	if taken && (s.Weights.Applied == nil || *s.Weights.Applied != p.weights) {
 		s.Weights.Applied = &p.weights
 		// The API server keeps whole seconds; anything finer would differ at every look.
 		s.Weights.LastAppliedTime = &metav1.Time{Time: now.Truncate(time.Second)}
@@ -31,7 +33,7 @@ func statusFor(rollout *v1alpha1.CanaryRollout, p plan, now time.Time, err error
 	if p.stalled != nil && len(p.pruneRoutes) > 0 {
 		s.Provider, s.Weights.Applied, s.Weights.LastAppliedTime = "", nil, nil
 	}
-	if err == nil && p.routes() && p.acceptance.Accepted {
+	if taken {
 		s.RolloutProgress = settled(&s, p, now)
 		s.ShadowPercent = p.shadow
 	}
