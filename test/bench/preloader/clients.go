@@ -41,6 +41,7 @@ const (
 	nameTM     = "transfermanager"
 	nameKServe = "kserve"
 	nameCRT    = "awscli-crt"
+	nameRunAI  = "runai-streamer"
 )
 
 // environment is what every client sees.
@@ -121,6 +122,20 @@ func awsClient(version string) client {
 	}}
 }
 
+// runAIClient is run:ai's streamer, writing into mapped files.
+func runAIClient(python, program, version string) client {
+	return client{name: nameRunAI, version: version, command: func(j job) (argv, env []string, stdin []byte) {
+		order, err := json.Marshal(struct {
+			Bucket, Dest string
+			Files        []file
+		}{bucket, j.dest, j.workload.files()})
+		if err != nil {
+			panic(err)
+		}
+		return []string{python, program}, []string{"RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=0"}, order
+	}}
+}
+
 const (
 	debianAWS = "/usr/bin/aws"
 	awsConfig = "[default]\ns3 =\n  preferred_transfer_client = crt\n  addressing_style = path\n"
@@ -146,6 +161,7 @@ func (b builder) clients(ctx context.Context, wanted func(name string) bool) ([]
 		{nameTM, b.transferManager},
 		{nameKServe, b.kserve},
 		{nameCRT, b.aws},
+		{nameRunAI, b.runAI},
 	}
 	for _, m := range makers {
 		if !wanted(m.name) {
@@ -221,23 +237,45 @@ func (b builder) kserve(ctx context.Context) (client, error) {
 		return client{}, err
 	}
 	module, version, _ := strings.Cut(about, " ")
-	venv := filepath.Join(b.cache, "python-"+strings.ReplaceAll(strings.Join(pythonPackages, "-"), "=", ""))
-	python := filepath.Join(venv, "bin", "python")
-	done := filepath.Join(venv, "done")
-	if _, err := os.Stat(done); err != nil {
-		b.say("installing %s for KServe's initializer", strings.Join(pythonPackages, ", "))
-		if _, err := output(ctx, ".", "python3", "-m", "venv", venv); err != nil {
-			return client{}, err
-		}
-		install := append([]string{"-m", "pip", "install", "--quiet"}, pythonPackages...)
-		if _, err := output(ctx, ".", python, install...); err != nil {
-			return client{}, err
-		}
-		if err := os.WriteFile(done, nil, 0o644); err != nil {
-			return client{}, err
-		}
+	python, err := b.venv(ctx, "python-", pythonPackages)
+	if err != nil {
+		return client{}, err
 	}
 	return kserveClient(python, module, version+", "+pythonPackages[0]), nil
+}
+
+// venv makes a Python environment of these packages, once.
+func (b builder) venv(ctx context.Context, name string, install []string) (python string, err error) {
+	venv := filepath.Join(b.cache, name+strings.ReplaceAll(strings.Join(install, "-"), "=", ""))
+	python = filepath.Join(venv, "bin", "python")
+	done := filepath.Join(venv, "done")
+	if _, err := os.Stat(done); err == nil {
+		return python, nil
+	}
+	b.say("installing %s", strings.Join(install, " "))
+	if _, err := output(ctx, ".", "python3", "-m", "venv", venv); err != nil {
+		return "", err
+	}
+	if _, err := output(ctx, ".", python, append([]string{"-m", "pip", "install", "--quiet"}, install...)...); err != nil {
+		return "", err
+	}
+	return python, os.WriteFile(done, nil, 0o644)
+}
+
+// runAIPackages are run:ai's streamer, without torch and what else its Python layer wants.
+var runAIPackages = []string{"--no-deps", "runai-model-streamer==0.17.0", "runai-model-streamer-s3==0.17.1"}
+
+func (b builder) runAI(ctx context.Context) (client, error) {
+	python, err := b.venv(ctx, "python-runai", runAIPackages)
+	if err != nil {
+		return client{}, err
+	}
+	root, err := output(ctx, ".", "go", "list", "-m", "-f", "{{.Dir}}", "serverless.xyz/outrigger")
+	if err != nil {
+		return client{}, err
+	}
+	_, version, _ := strings.Cut(runAIPackages[1], "==")
+	return runAIClient(python, filepath.Join(root, "test/bench/preloader/runai.py"), version+", into mapped files"), nil
 }
 
 var awsVersion = regexp.MustCompile(`aws-cli/\S+`)
