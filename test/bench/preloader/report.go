@@ -172,8 +172,8 @@ func (r *results) targets() []target {
 //go:embed losses.md
 var losses string
 
-// reason returns why a target is missed, by the longest line of losses that is about it.
-func reason(id string) string {
+// reason returns why a target is missed, by the longest of such lines that is about it.
+func reason(losses, id string) string {
 	best, why := "", "not looked into yet"
 	for line := range strings.Lines(losses) {
 		part, text, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "- "), ": ")
@@ -193,7 +193,7 @@ func (r *results) printMissed(w io.Writer) {
 	}
 	fmt.Fprint(w, "\n## What falls short, and why\n\n| target | figure | wanted | why |\n| --- | ---: | ---: | --- |\n")
 	for _, t := range missed {
-		fmt.Fprintf(w, "| %s | %.2f%s | %s | %s |\n", t.id, t.figure, t.unit, t.want(), reason(t.id))
+		fmt.Fprintf(w, "| %s | %.2f%s | %s | %s |\n", t.id, t.figure, t.unit, t.want(), reason(losses, t.id))
 	}
 }
 
