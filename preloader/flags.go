@@ -27,6 +27,7 @@ var settingFlags = []string{
 	"metrics",
 	"node-cache",
 	"node-cache-size",
+	"node-cache-wait",
 	"jit-cache-uri",
 	"jit-cache-dir",
 	"jit-cache-key",

@@ -26,8 +26,15 @@ type progress struct {
 	retries                atomic.Int64
 	// overtaken counts spans that another connection took over.
 	overtaken atomic.Int64
+	// kept counts bytes that were copied for other pods of the node.
+	kept atomic.Int64
 	// moving is true while bytes are being brought.
 	moving atomic.Bool
+}
+
+// moved changes whenever the run comes on.
+func (p *progress) moved() int64 {
+	return p.fetched.Load() + p.reused.Load() + p.kept.Load() + p.files.Load() + p.done.Load()
 }
 
 // Status is where a run stands, over all its pairs so far.

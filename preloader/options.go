@@ -92,6 +92,9 @@ type Options struct {
 	NodeCache string
 	// NodeCacheSize bounds it, in bytes; 0 stands for half of its file system.
 	NodeCacheSize int64
+	// NodeCacheWait is how long a pod waits for another one of its node that fetches
+	// the same source, before it fetches beside it; 0 is not at all.
+	NodeCacheWait time.Duration
 
 	// JIT says which compiled kernels are brought beside the models.
 	JIT JITCacheOptions
@@ -256,6 +259,7 @@ func (e environment) readNumbers(opts *Options) error {
 		{"PRELOADER_MEM", "64Mi", intoBytes(&opts.Memory, mebibyte)},
 		{"PRELOADER_STALL", firstOf(stall, "20s"), intoDuration(&opts.Stall, time.Millisecond)},
 		{"PRELOADER_NODE_CACHE_SIZE", "auto", orAuto(intoBytes(&opts.NodeCacheSize, mebibyte))},
+		{"PRELOADER_NODE_CACHE_WAIT", "5m", intoDuration(&opts.NodeCacheWait, 0)},
 		{"PRELOADER_DEADLINE", "0", intoDuration(&opts.Deadline, 0)},
 		{"PRELOADER_JIT_CACHE_SIZE", "16Gi", intoBytes(&opts.JIT.Size, mebibyte)},
 		{"PRELOADER_JIT_CACHE_DEADLINE", "2m", intoDuration(&opts.JIT.Deadline, time.Millisecond)},

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,8 +32,8 @@ type shelf struct {
 }
 
 // openShelf opens the node's cache if there is one, and waits while another pull
-// on this node fetches the same source. The function that it returns lets the
-// next one in.
+// on this node fetches the same source, but not for one that takes too long or does
+// not come on: then both fetch. The function that it returns lets the next one in.
 func (p *pull) openShelf(ctx context.Context) (*shelf, func(), error) {
 	nothing := func() {}
 	if p.opts.NodeCache == "" {
@@ -43,21 +45,70 @@ func (p *pull) openShelf(ctx context.Context) (*shelf, func(), error) {
 		return nil, nothing, nil
 	}
 	s := &shelf{cache: cache, bucket: p.at.bucket, store: firstOf(p.opts.Endpoint, p.opts.Region)}
-	release, err := cache.Lock(ctx, s.store+" s3://"+p.at.bucket+"/"+p.at.path, func() {
-		p.log.Info("Waiting for another pod of this node that fetches the same source")
-	})
-	if err != nil {
+	lock, err := cache.Lock(ctx, s.store+" s3://"+p.at.bucket+"/"+p.at.path, p.turnWait())
+	switch {
+	case err == nil:
+		stop := p.beat(lock)
+		return s, func() {
+			stop()
+			lock.Release()
+			cache.Close()
+		}, nil
+	case ctx.Err() != nil:
 		cache.Close()
-		if ctx.Err() != nil {
-			return nil, nothing, err
-		}
-		p.log.Warn("Going on without the node's cache", "cause", err.Error())
-		return nil, nothing, nil
+		return nil, nothing, err
+	case errors.Is(err, nodecache.ErrBusy):
+		// What the other one has kept so far is still taken.
+		p.log.Warn("Fetching beside another pod of this node, for which this one waits no longer", "cause", err.Error())
+		return s, cache.Close, nil
 	}
-	return s, func() {
-		release()
-		cache.Close()
-	}, nil
+	cache.Close()
+	p.log.Warn("Going on without the node's cache", "cause", err.Error())
+	return nil, nothing, nil
+}
+
+// mostStill is how long the pod that fetches for others may bring nothing: more
+// than its own watchdog and a pause before the next try take.
+const mostStill = 30 * time.Second
+
+// turnWait bounds the wait for another pod that fetches the same.
+func (p *pull) turnWait() nodecache.Wait {
+	longest := p.opts.NodeCacheWait
+	if longest <= 0 {
+		return nodecache.Wait{Longest: -1}
+	}
+	return nodecache.Wait{Longest: longest, Still: mostStill, Begun: func() {
+		p.log.Info("Waiting for another pod of this node that fetches the same source", "longest", longest.String())
+	}}
+}
+
+// beatEvery is how often a pull looks whether it has something to tell those who wait.
+const beatEvery = 2 * time.Second
+
+// beat tells other pods that this one comes on, as long as it does, until the
+// function that it returns is called.
+func (p *pull) beat(lock *nodecache.Lock) (stop func()) {
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(beatEvery)
+		defer ticker.Stop()
+		for last := p.progress.moved(); ; {
+			select {
+			case <-ended:
+				return
+			case <-ticker.C:
+			}
+			if now := p.progress.moved(); now != last {
+				lock.Beat()
+				last = now
+			}
+		}
+	}()
+	return func() {
+		close(ended)
+		<-done
+	}
 }
 
 // takes reports whether files like this one go through the cache.
@@ -257,12 +308,13 @@ func (e *engine) keepFile(ctx context.Context, w *worker, f *file, r *FileRecord
 	defer folder.Close() //nolint:errcheck // only read
 	return e.shelf.cache.Put(ctx, nodecache.Record{Identity: e.shelf.identity(f), CRC: r.CRC, Sum: r.Sum}, nodecache.Source{
 		File: final, Folder: folder, Name: path.Base(f.rel),
-		Copy: func(into *os.File) error { return copyOut(ctx, into, final, w.buf) },
+		Copy: func(into *os.File) error { return copyOut(ctx, into, final, w.buf, &e.progress.kept) },
 	})
 }
 
-// copyOut copies a file and keeps no page of the copy, which nobody here reads.
-func copyOut(ctx context.Context, into, from *os.File, buf []byte) error {
+// copyOut copies a file, counting bytes, and keeps no page of the copy, which nobody
+// here reads.
+func copyOut(ctx context.Context, into, from *os.File, buf []byte, count *atomic.Int64) error {
 	back := newWriteback(smallestWindow, 1)
 	var at, handed int64
 	for {
@@ -275,6 +327,7 @@ func copyOut(ctx context.Context, into, from *os.File, buf []byte) error {
 				return err
 			}
 			at += int64(n)
+			count.Add(int64(n))
 		}
 		end := errors.Is(err, io.EOF)
 		if err != nil && !end {

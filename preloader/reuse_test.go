@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"serverless.xyz/outrigger/preloader/crc"
+	"serverless.xyz/outrigger/preloader/nodecache"
 )
 
 // nodeModel is a model with files on both sides of what is kept.
@@ -225,6 +226,69 @@ func TestPodsOfOneNodeFetchOnce(t *testing.T) {
 	if want := int64(2 * (23*mebibyte + 77)); reused != want {
 		t.Errorf("%d bytes were reused, want %d", reused, want)
 	}
+}
+
+func TestPodWaitsForNobodyForEver(t *testing.T) {
+	for name, wait := range map[string]string{"after a while": "100ms", "at once": "0"} {
+		t.Run(name, func(t *testing.T) {
+			s := newFaultServer(t)
+			model := nodeModel(s)
+			dir, dest := t.TempDir(), t.TempDir()
+			cache, err := nodecache.Open(dir, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cache.Close()
+			// Somebody holds the lock and does nothing.
+			lock, err := cache.Lock(t.Context(), s.URL+" s3://models/m", nodecache.Wait{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lock.Release()
+			env := with(serverSettings(s), settings{"PRELOADER_NODE_CACHE": dir, "PRELOADER_NODE_CACHE_WAIT": wait})
+			out := run(t, env, "s3://models/m", dest)
+			wantCode(t, out, ExitOK, "Completed")
+			wantTree(t, dest, model)
+			if !strings.Contains(out.log, "Fetching beside another pod") {
+				t.Errorf("the log does not tell:\n%s", out.log)
+			}
+			if kept := keptFiles(t, dir); len(kept) != 2 {
+				t.Errorf("%d files are kept, want 2", len(kept))
+			}
+		})
+	}
+}
+
+func TestPodThatFetchesForOthersTellsThatItComesOn(t *testing.T) {
+	s := newFaultServer(t)
+	nodeModel(s)
+	dir := t.TempDir()
+	started, goOn := make(chan struct{}), make(chan struct{})
+	s.faults(func(a asked) fault {
+		if a.key == "m/large" && a.op == "Get" && a.off == 0 {
+			return fault{trickle: time.Millisecond, before: func() {
+				close(started)
+				<-goOn
+			}}
+		}
+		return fault{}
+	})
+	env := with(serverSettings(s), settings{"PRELOADER_NODE_CACHE": dir, "PRELOADER_CONNS": "1"})
+	start(t, env, "s3://models/m", t.TempDir())
+	<-started
+	locks, err := filepath.Glob(filepath.Join(dir, "locks", "????????????????????????????????"))
+	if err != nil || len(locks) != 1 {
+		t.Fatalf("locks %v, %v", locks, err)
+	}
+	long := time.Unix(1_000_000_000, 0)
+	if err := os.Chtimes(locks[0], long, long); err != nil {
+		t.Fatal(err)
+	}
+	close(goOn)
+	eventually(t, "a sign of the one that fetches shows", func() bool {
+		info, err := os.Stat(locks[0])
+		return err == nil && !info.ModTime().Equal(long)
+	})
 }
 
 func TestPodGoesOnWhereAnotherWasKilled(t *testing.T) {

@@ -14,7 +14,8 @@
 //     what is in use stays: an entry that is being read, or whose file is part of
 //     a model elsewhere on the disk.
 //   - Any number of processes may use it at once. Locks are of the kernel (flock)
-//     and end with their process.
+//     and end with their process. Nobody waits without a bound for a process that
+//     holds one and does nothing.
 package nodecache
 
 import (
@@ -138,36 +139,117 @@ func (c *Cache) space() (size, free int64, err error) {
 	return int64(st.Blocks) * st.Bsize, int64(st.Bavail) * st.Bsize, nil //nolint:gosec // far below the bound
 }
 
-// Lock waits until no other process holds the lock of this name, calling waiting
-// once if it has to wait. The lock ends with the function that it returns, or
-// with the process.
-func (c *Cache) Lock(ctx context.Context, name string, waiting func()) (func(), error) {
-	sum := sha256.Sum256([]byte(name))
-	return c.lock(ctx, locksDir+"/"+hex.EncodeToString(sum[:16]), unix.LOCK_EX, waiting)
+// ErrBusy says that another process has kept a lock for longer than one waits.
+var ErrBusy = errors.New("another process keeps the node's cache locked")
+
+// Wait bounds how long one waits for another process.
+type Wait struct {
+	// Longest is how long it may keep the lock, whatever it does with it, and Still
+	// how long it may go without a [Lock.Beat]; 0 is no bound of that kind. If Longest
+	// is below 0, nobody is waited for.
+	Longest, Still time.Duration
+	// Begun, if not nil, is called once if there is a wait.
+	Begun func()
 }
 
-func (c *Cache) lock(ctx context.Context, name string, how int, waiting func()) (func(), error) {
+// Lock is held until it is released, or until its process ends.
+type Lock struct {
+	cache *Cache
+	name  string
+	file  *os.File
+}
+
+// Release lets the next one in.
+func (l *Lock) Release() { _ = l.file.Close() }
+
+// Beat tells those who wait that the holder comes on.
+func (l *Lock) Beat() {
+	dir, base, err := l.cache.folder(l.name)
+	if err != nil {
+		return // those who wait then lose patience, which harms nothing
+	}
+	defer dir.Close() //nolint:errcheck // only read
+	l.cache.touch(dir, base)
+}
+
+// touch sets the times of a file to now. Whoever may write to a file may do so.
+func (c *Cache) touch(dir *os.File, base string) {
+	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
+	_ = unix.UtimesNanoAt(int(dir.Fd()), base, now, 0)
+}
+
+// Lock waits until no other process holds the lock of this name. The error wraps
+// ErrBusy if that takes longer than one waits, or is the cause of the context's end.
+func (c *Cache) Lock(ctx context.Context, name string, wait Wait) (*Lock, error) {
+	sum := sha256.Sum256([]byte(name))
+	l, err := c.lock(ctx, locksDir+"/"+hex.EncodeToString(sum[:16]), wait)
+	if err == nil {
+		l.Beat()
+	}
+	return l, err
+}
+
+// lockLook is how often one looks whether a lock is free.
+const lockLook = 50 * time.Millisecond
+
+func (c *Cache) lock(ctx context.Context, name string, wait Wait) (*Lock, error) {
 	f, err := c.root.OpenFile(name, os.O_RDONLY|os.O_CREATE, sharedFile)
 	if err != nil {
 		return nil, fmt.Errorf("locking the node's cache: %w", err)
 	}
 	_ = f.Chmod(sharedFile) // fails for whoever did not make it, who need not
-	for first := true; ; first = false {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	w := waiter{Wait: wait, since: c.now()}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			// File systems without locks go without.
-			return func() { _ = f.Close() }, nil
+			return &Lock{cache: c, name: name, file: f}, nil
 		}
-		if first && waiting != nil {
-			waiting()
+		if err = w.look(f, c.now()); err == nil {
+			select {
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			case <-time.After(lockLook):
+			}
 		}
-		select {
-		case <-ctx.Done():
+		if err != nil {
 			_ = f.Close()
-			return nil, context.Cause(ctx)
-		case <-time.After(50 * time.Millisecond):
+			return nil, err
 		}
 	}
+}
+
+// waiter watches the holder of a lock.
+type waiter struct {
+	Wait
+
+	since time.Time
+	// beat is the last sign of the holder, by its clock, and seen when it was first
+	// seen, by ours.
+	beat, seen time.Time
+}
+
+// look returns an error if the wait has been long enough.
+func (w *waiter) look(f *os.File, now time.Time) error {
+	if w.Longest < 0 {
+		return ErrBusy
+	}
+	if w.seen.IsZero() {
+		w.seen = now
+		if w.Begun != nil {
+			w.Begun()
+		}
+	}
+	if info, err := f.Stat(); err == nil && !info.ModTime().Equal(w.beat) {
+		w.beat, w.seen = info.ModTime(), now
+	}
+	switch {
+	case w.Longest > 0 && now.Sub(w.since) >= w.Longest:
+		return fmt.Errorf("%w for %v", ErrBusy, w.Longest)
+	case w.Still > 0 && now.Sub(w.seen) >= w.Still:
+		return fmt.Errorf("%w and has not come on for %v", ErrBusy, w.Still)
+	}
+	return nil
 }
 
 // Hit is an entry that is being read. It stays in the cache until it is closed.
@@ -249,8 +331,7 @@ func (c *Cache) hold(h *Hit, name string, id Identity) (bool, error) {
 		return false, err
 	}
 	// The time of the record is that of its last use. Whoever may not set it can still read.
-	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
-	_ = unix.UtimesNanoAt(int(h.dir.Fd()), h.base+recordExt, now, 0)
+	c.touch(h.dir, h.base+recordExt)
 	return true, nil
 }
 

@@ -319,20 +319,20 @@ func TestASweepRemovesWhatTheDeadLeft(t *testing.T) {
 func TestOneAtATime(t *testing.T) {
 	dir := t.TempDir()
 	a, b := open(t, dir, 1000), open(t, dir, 1000)
-	release, err := a.Lock(t.Context(), "model", nil)
+	held, err := a.Lock(t.Context(), "model", Wait{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if other, err := b.Lock(t.Context(), "another", nil); err != nil {
+	if other, err := b.Lock(t.Context(), "another", Wait{Longest: -1}); err != nil {
 		t.Error(err)
 	} else {
-		other()
+		other.Release()
 	}
 	waiting, got := make(chan struct{}), make(chan error, 1)
 	go func() {
-		second, err := b.Lock(t.Context(), "model", func() { close(waiting) })
+		second, err := b.Lock(t.Context(), "model", Wait{Begun: func() { close(waiting) }})
 		if err == nil {
-			second()
+			second.Release()
 		}
 		got <- err
 	}()
@@ -342,19 +342,101 @@ func TestOneAtATime(t *testing.T) {
 		t.Fatalf("two hold the lock: %v", err)
 	default:
 	}
-	release()
+	held.Release()
 	if err := <-got; err != nil {
 		t.Error(err)
 	}
-	release, err = a.Lock(t.Context(), "model", nil)
+	held, err = a.Lock(t.Context(), "model", Wait{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer release()
+	defer held.Release()
 	gone := errors.New("gone")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	if _, err := b.Lock(ctx, "model", func() { cancel(gone) }); !errors.Is(err, gone) {
+	if _, err := b.Lock(ctx, "model", Wait{Begun: func() { cancel(gone) }}); !errors.Is(err, gone) {
 		t.Errorf("error %v, want %v", err, gone)
+	}
+	for name, wait := range map[string]Wait{
+		"nobody is waited for":      {Longest: -1},
+		"it takes too long":         {Longest: time.Millisecond},
+		"the holder does not go on": {Still: time.Millisecond},
+	} {
+		if _, err := b.Lock(t.Context(), "model", wait); !errors.Is(err, ErrBusy) {
+			t.Errorf("%s: error %v, want %v", name, err, ErrBusy)
+		}
+	}
+}
+
+// TestPatienceWithAHolder looks at a lock at chosen times, at some of which its
+// holder has given a sign before.
+func TestPatienceWithAHolder(t *testing.T) {
+	type look struct {
+		at       time.Duration
+		beat     bool
+		wantBusy bool
+	}
+	const second = time.Second
+	cases := map[string]struct {
+		wait  Wait
+		looks []look
+	}{
+		"a holder that comes on is waited for": {
+			wait:  Wait{Still: 3 * second, Longest: 60 * second},
+			looks: []look{{at: 0}, {at: 2 * second, beat: true}, {at: 4 * second, beat: true}, {at: 6 * second}},
+		},
+		"a holder that stands still is not": {
+			wait:  Wait{Still: 3 * second, Longest: 60 * second},
+			looks: []look{{at: 0}, {at: 2 * second, beat: true}, {at: 4 * second}, {at: 5 * second, wantBusy: true}},
+		},
+		"what it did before does not count": {
+			wait:  Wait{Still: 3 * second},
+			looks: []look{{at: 0, beat: true}, {at: 2 * second}, {at: 3 * second, wantBusy: true}},
+		},
+		"a holder that takes for ever is not waited for, though it comes on": {
+			wait:  Wait{Still: 3 * second, Longest: 4 * second},
+			looks: []look{{at: 0}, {at: 2 * second, beat: true}, {at: 4 * second, beat: true, wantBusy: true}},
+		},
+		"without bounds it may take as long as it likes": {looks: []look{{at: 0}, {at: time.Hour}}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			c := open(t, t.TempDir(), 1000)
+			held, err := c.Lock(t.Context(), "model", Wait{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer held.Release()
+			start := time.Unix(1_800_000_000, 0)
+			w := waiter{Wait: tc.wait, since: start}
+			for i, l := range tc.looks {
+				if l.beat { // which may well be within one tick of the file system's clock
+					long := time.Unix(1_000_000_000+int64(i), 0)
+					if err := c.root.Chtimes(held.name, long, long); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := w.look(held.file, start.Add(l.at)); errors.Is(err, ErrBusy) != l.wantBusy {
+					t.Errorf("after %v: error %v, want busy: %t", l.at, err, l.wantBusy)
+				}
+			}
+		})
+	}
+}
+
+func TestABeatIsSeen(t *testing.T) {
+	c := open(t, t.TempDir(), 1000)
+	held, err := c.Lock(t.Context(), "model", Wait{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Release()
+	long := time.Unix(1_000_000_000, 0)
+	if err := c.root.Chtimes(held.name, long, long); err != nil {
+		t.Fatal(err)
+	}
+	held.Beat()
+	if info, err := held.file.Stat(); err != nil || info.ModTime().Equal(long) {
+		t.Errorf("nothing shows that the holder comes on: %v", err)
 	}
 }
 

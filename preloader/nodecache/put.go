@@ -33,9 +33,14 @@ type Source struct {
 	Copy func(into *os.File) error
 }
 
+// sweepWait bounds the wait for a process that changes the cache, which takes
+// milliseconds. Whoever cannot wait longer keeps nothing.
+var sweepWait = Wait{Longest: 10 * time.Second}
+
 // Put keeps a file that is whole and was checked. It does nothing if the entry is
 // there. An error that wraps ErrNoRoom says that the cache is too small for it,
-// or full of what is in use.
+// or full of what is in use; one that wraps ErrBusy, that another process keeps it
+// locked.
 func (c *Cache) Put(ctx context.Context, r Record, src Source) error {
 	if h, err := c.Get(r.Identity); h != nil || err != nil {
 		if h != nil {
@@ -92,12 +97,12 @@ func (c *Cache) share(src Source, temp string) (bool, error) {
 
 // copy writes a copy after making room for it.
 func (c *Cache) copy(ctx context.Context, r Record, src Source, temp string) error {
-	release, err := c.lock(ctx, sweepLock, unix.LOCK_EX, nil)
+	lock, err := c.lock(ctx, sweepLock, sweepWait)
 	if err != nil {
 		return err
 	}
 	err = c.makeRoom(r.Size, true)
-	release()
+	lock.Release()
 	if err != nil {
 		return err
 	}
@@ -117,11 +122,11 @@ func (c *Cache) copy(ctx context.Context, r Record, src Source, temp string) err
 // room for it and that nobody else changes meanwhile.
 func (c *Cache) install(ctx context.Context, r Record, temp string) error {
 	defer c.claim(temp)()
-	release, err := c.lock(ctx, sweepLock, unix.LOCK_EX, nil)
+	lock, err := c.lock(ctx, sweepLock, sweepWait)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer lock.Release()
 	if err := c.makeRoom(r.Size, false); err != nil {
 		return err
 	}
