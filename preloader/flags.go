@@ -23,6 +23,8 @@ var settingFlags = []string{
 	"lint",
 	"gpu",
 	"gpu-fail",
+	"gpu-grace",
+	"gpu-host-memory",
 	"log",
 	"metrics",
 	"node-cache",

@@ -67,32 +67,24 @@ func (v *GPUVerdict) failure(opts Options) *ExitError {
 }
 
 // pullAndCheck pulls, and does to the GPUs what is asked for. The check beside the pull
-// ends it if that was asked for; otherwise no check can make a pull fail.
+// ends it if that was asked for; otherwise no check can make a pull fail, or wait for long.
 func pullAndCheck(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*Report, error) {
 	if opts.GPU == GPUOff {
 		return Pull(ctx, opts, pairs, log)
 	}
 	pulling, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	checked := make(chan *GPUVerdict, 1)
-	go func() {
-		verdict := checkGPU(pulling, log, "preflight")
-		if failure := verdict.failure(opts); failure != nil {
-			end(failure)
-		}
-		checked <- verdict
-	}()
+	preflight := startPreflight(pulling, opts, log, end)
+	if anyInMemory(pairs) { // from file to file, the model leaves the check less memory
+		preflight.finish(opts.GPUGrace)
+	}
 	report, err := Pull(pulling, opts, pairs, log)
 	if err != nil {
 		end(err)
 	}
-	report.GPU = <-checked
+	report.GPU = preflight.finish(opts.GPUGrace)
 	if err == nil && opts.GPU == GPULoad && report.GPU != nil && report.GPU.Verdict != unhealthy {
-		args := []string{"--"}
-		for _, p := range pairs {
-			args = append(args, p.Dest)
-		}
-		report.GPU = checkGPU(ctx, log, "load", args...)
+		report.GPU = loadOntoGPU(ctx, opts, pairs, report.Bytes, log)
 	}
 	if failure := report.GPU.failure(opts); err == nil && failure != nil {
 		err = failure
@@ -100,12 +92,87 @@ func pullAndCheck(ctx context.Context, opts Options, pairs []Pair, log *slog.Log
 	return report, err
 }
 
+// errCheckTooLong ends a check that takes longer than one waits for it.
+var errCheckTooLong = errors.New("the check took too long")
+
+// preflight is a check under way beside a pull.
+type preflight struct {
+	late    context.CancelCauseFunc
+	ended   chan struct{}
+	verdict *GPUVerdict // once it has ended
+}
+
+// startPreflight starts a check; fail is called with its failure if that was asked for.
+func startPreflight(ctx context.Context, opts Options, log *slog.Logger, fail context.CancelCauseFunc) *preflight {
+	ctx, late := context.WithCancelCause(ctx)
+	p := &preflight{late: late, ended: make(chan struct{})}
+	go func() {
+		defer close(p.ended)
+		p.verdict = checkGPU(ctx, opts, log, string(GPUPreflight))
+		if failure := p.verdict.failure(opts); failure != nil {
+			fail(failure)
+		}
+	}()
+	return p
+}
+
+// finish returns the verdict, for which it waits so long at most.
+func (p *preflight) finish(grace time.Duration) *GPUVerdict {
+	timer := time.AfterFunc(grace, func() { p.late(errCheckTooLong) })
+	defer timer.Stop()
+	<-p.ended
+	return p.verdict
+}
+
+// anyInMemory reports whether a model goes where files take memory.
+func anyInMemory(pairs []Pair) bool {
+	for _, pair := range pairs {
+		s, err := viewStore(pair.Dest)
+		if err != nil {
+			continue // the pull will tell
+		}
+		s.close()
+		if s.memory {
+			return true
+		}
+	}
+	return false
+}
+
+// slowestLoad is the rate, in bytes a second, at which a load must come on at least.
+const slowestLoad = 100e6
+
+// loadOntoGPU loads what was pulled, so many bytes, and is not waited for longer than that
+// can take.
+func loadOntoGPU(ctx context.Context, opts Options, pairs []Pair, bytes int64, log *slog.Logger) *GPUVerdict {
+	longest := opts.GPUGrace + time.Duration(float64(bytes)/slowestLoad*float64(time.Second))
+	ctx, cancel := context.WithTimeoutCause(ctx, longest, errCheckTooLong)
+	defer cancel()
+	return checkGPU(ctx, opts, log, string(GPULoad), append([]string{"--"}, destinations(pairs)...)...)
+}
+
+// tooTight returns why a check must not run: where the kernel ends all processes of a
+// container together when its memory is used up, as Kubernetes asks it to, the check would
+// take the pull along.
+func tooTight(opts Options, check string, l limits) *GPUVerdict {
+	need := opts.GPUHostMemory + opts.Memory + breath
+	if !l.together || l.room() >= need {
+		return nil
+	}
+	return noVerdict(check, "NoMemory", fmt.Sprintf("it was not run: with it, the container may take %s more of %s than it has left, "+
+		"and the kernel would end the pull too. Raise the memory limit, or lower PRELOADER_GPU_HOST_MEMORY if that is too careful.",
+		formatBytes(need-l.room()), describeLimit(l)))
+}
+
 // checkGPU runs the GPU program and reads its verdict. It returns nil if the context
-// ended before there was one.
-func checkGPU(ctx context.Context, log *slog.Logger, check string, args ...string) *GPUVerdict {
+// ended before there was one, for another reason than that the check takes too long.
+func checkGPU(ctx context.Context, opts Options, log *slog.Logger, check string, args ...string) *GPUVerdict {
 	path, err := findGPUProgram()
 	if err != nil {
 		return said(log, noVerdict(check, "NoProgram", err.Error()+". Use the image preloader-gpu."))
+	}
+	if v := tooTight(opts, check, readLimits(os.DirFS("/"))); v != nil {
+		return said(log, v)
 	}
 	args = append([]string{check, "--json", "--fail=false"}, args...)
 	program := exec.CommandContext(ctx, path, args...)
@@ -119,12 +186,15 @@ func checkGPU(ctx context.Context, log *slog.Logger, check string, args ...strin
 	if err != nil {
 		return said(log, noVerdict(check, "NoProgram", fmt.Sprintf("%s cannot be run: %v.", path, err)))
 	}
-	// Where memory gets short, the check goes first and not the pull.
+	// Where the kernel ends one process for memory, it takes the check and not the pull.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", program.Process.Pid), []byte("1000"), 0)
 	verdict, err := readVerdict(ctx, output, check)
 	state := waitBriefly(program)
 	switch {
-	case ctx.Err() != nil:
+	case err != nil && errors.Is(context.Cause(ctx), errCheckTooLong):
+		verdict = noVerdict(check, "Timeout", "it gave no verdict in time and was ended: the driver or a disk hangs. "+
+			"Look at the node's kernel log, or raise PRELOADER_GPU_GRACE.")
+	case ctx.Err() != nil && !errors.Is(context.Cause(ctx), errCheckTooLong):
 		return nil
 	case err == nil:
 	case state != nil && (state.ExitCode() == int(ExitConfig) || state.ExitCode() == int(ExitUsage)):

@@ -18,6 +18,9 @@ type limits struct {
 	used int64
 	// available is what the machine could give, 0 if unknown.
 	available int64
+	// together means that the kernel ends all processes of the group at once when its
+	// memory is used up.
+	together bool
 	// cpus is how many processors' worth of time there is, 0 if unlimited.
 	cpus float64
 }
@@ -86,6 +89,8 @@ func (l *limits) readV2(root fs.FS, group string) {
 			current, _ := number(root, path.Join(dir, "memory.current"))
 			l.tighten(limit, current-stat["inactive_file"]-stat["active_file"])
 		}
+		kills, _ := number(root, path.Join(dir, "memory.oom.group"))
+		l.together = l.together || kills == 1
 		quota, period, _ := strings.Cut(strings.TrimSpace(text(root, path.Join(dir, "cpu.max"))), " ")
 		l.slow(quota, period)
 	}

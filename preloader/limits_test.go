@@ -27,6 +27,12 @@ func TestReadLimits(t *testing.T) {
 			},
 			want: limits{memory: 1 << 30, used: 100_000_000, available: 4 << 20, cpus: 1},
 		},
+		"version 2, all processes end together": {
+			files: map[string]string{
+				"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1000\n", "sys/fs/cgroup/memory.oom.group": "1\n",
+			},
+			want: limits{memory: 1000, together: true},
+		},
 		"version 2, no limit": {
 			files: map[string]string{
 				"proc/self/cgroup":           "0::/a\n",

@@ -108,6 +108,10 @@ type Options struct {
 	GPU GPUMode
 	// GPUFail lets an unhealthy GPU fail the pull.
 	GPUFail bool
+	// GPUGrace is how long a pull that is done waits for the check.
+	GPUGrace time.Duration
+	// GPUHostMemory is what the check may take of the container's memory, in bytes.
+	GPUHostMemory int64
 
 	// TerminationLog is the file that takes the last word for Kubernetes.
 	TerminationLog string
@@ -261,6 +265,8 @@ func (e environment) readNumbers(opts *Options) error {
 		{"PRELOADER_NODE_CACHE_SIZE", "auto", orAuto(intoBytes(&opts.NodeCacheSize, mebibyte))},
 		{"PRELOADER_NODE_CACHE_WAIT", "5m", intoDuration(&opts.NodeCacheWait, 0)},
 		{"PRELOADER_DEADLINE", "0", intoDuration(&opts.Deadline, 0)},
+		{"PRELOADER_GPU_GRACE", "60s", intoDuration(&opts.GPUGrace, 0)},
+		{"PRELOADER_GPU_HOST_MEMORY", "512Mi", intoBytes(&opts.GPUHostMemory, 0)},
 		{"PRELOADER_JIT_CACHE_SIZE", "16Gi", intoBytes(&opts.JIT.Size, mebibyte)},
 		{"PRELOADER_JIT_CACHE_DEADLINE", "2m", intoDuration(&opts.JIT.Deadline, time.Millisecond)},
 	}

@@ -28,6 +28,8 @@ func defaults() Options {
 		NodeCacheWait:  5 * time.Minute,
 		Resume:         true,
 		GPU:            GPUOff,
+		GPUGrace:       time.Minute,
+		GPUHostMemory:  512 * mebibyte,
 		JIT: JITCacheOptions{
 			Dir:      "/mnt/jit-cache",
 			Key:      jitcache.Key{},

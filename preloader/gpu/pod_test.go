@@ -103,6 +103,25 @@ func TestPodStartsWhateverTheGPU(t *testing.T) {
 			wantText:    "cuInit did not come back",
 			wantCode:    preloader.ExitGPU,
 		},
+		"a driver that hangs, and a check that does not end": {
+			env: settings{
+				"PRELOADER_GPU": "preflight", "FAKE_CUDA_HANG": "cuInit", "PRELOADER_GPU_CALL_TIMEOUT": "1h", "PRELOADER_GPU_GRACE": "100ms",
+			},
+			wantVerdict: "unhealthy",
+			wantReason:  "Timeout",
+			wantText:    "it gave no verdict in time",
+			wantCode:    preloader.ExitGPU,
+		},
+		"a load that does not end": {
+			env: settings{
+				"PRELOADER_GPU": "load", "FAKE_CUDA_HANG": "cuMemAlloc_v2", "PRELOADER_GPU_CALL_TIMEOUT": "1h",
+				"PRELOADER_GPU_LINK": "0", "PRELOADER_GPU_GRACE": "2s",
+			},
+			wantVerdict: "unhealthy",
+			wantReason:  "Timeout",
+			wantText:    "GPU load: it gave no verdict in time",
+			wantCode:    preloader.ExitGPU,
+		},
 		"a driver that crashes": {
 			env:         settings{"PRELOADER_GPU": "preflight", "FAKE_CUDA_CRASH": "cuInit"},
 			wantVerdict: "unhealthy", wantReason: "Crashed", wantText: "the driver is broken", wantCode: preloader.ExitGPU,
