@@ -67,14 +67,22 @@ type unpacker struct {
 	buf   []byte
 	files map[string]unpacked // by path
 	links []string
+	may   *allowance
 }
 
 // unpack puts the members of the archive f, whose name is given, into the tree
 // and returns the files by path. What it wrote before an error stays, whole file
 // by whole file. The working directory must exist.
-func (s *store) unpack(ctx context.Context, f *os.File, name string, buf []byte) (map[string]unpacked, error) {
-	u := &unpacker{ctx: ctx, store: s, buf: buf, files: map[string]unpacked{}}
-	var err error
+func (s *store) unpack(
+	ctx context.Context, f *os.File, name string, bounds archiveBounds, buf []byte,
+) (map[string]unpacked, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, diskFailure(s.dir, err)
+	}
+	u := &unpacker{
+		ctx: ctx, store: s, buf: buf, files: map[string]unpacked{}, may: bounds.allow(name, info.Size(), s),
+	}
 	if archiveOf(name) == zipArchive {
 		err = u.zip(f)
 	} else {
@@ -145,6 +153,9 @@ func (u *unpacker) tarMember(h *tar.Header, content io.Reader) error {
 	if err != nil || rel == "." {
 		return err
 	}
+	if err := u.may.member(h.Size); err != nil {
+		return err
+	}
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return u.folder(rel)
@@ -165,8 +176,13 @@ func (u *unpacker) zip(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	members, err := zip.NewReader(f, info.Size())
+	content := u.may.directory(f)
+	members, err := zip.NewReader(content, info.Size())
+	content.done()
 	if err != nil {
+		return err
+	}
+	if err := u.announced(members.File); err != nil {
 		return err
 	}
 	for _, m := range members.File {
@@ -177,9 +193,30 @@ func (u *unpacker) zip(f *os.File) error {
 	return nil
 }
 
+// announced looks at what the members of a zip say that they come to.
+func (u *unpacker) announced(members []*zip.File) error {
+	if len(members) > u.may.members {
+		return u.may.tooMany()
+	}
+	var total uint64
+	for _, m := range members {
+		if m.UncompressedSize64 > uint64(u.may.size) || total > uint64(u.may.size) { //nolint:gosec // not below zero
+			return u.may.tooLarge()
+		}
+		total += m.UncompressedSize64
+	}
+	if total > uint64(u.may.size) { //nolint:gosec // not below zero
+		return u.may.tooLarge()
+	}
+	return u.may.room(int64(total)) //nolint:gosec // bounded above
+}
+
 func (u *unpacker) zipMember(m *zip.File) error {
 	rel, err := memberPath(m.Name)
 	if err != nil || rel == "." {
+		return err
+	}
+	if err := u.may.member(int64(m.UncompressedSize64)); err != nil { //nolint:gosec // announced has looked
 		return err
 	}
 	if strings.HasSuffix(m.Name, "/") {
@@ -255,6 +292,9 @@ func (u *unpacker) copy(f *os.File, content io.Reader, got *unpacked) error {
 			return context.Cause(u.ctx)
 		}
 		n, readErr := readFull(content, u.buf)
+		if err := u.may.bytes(n); err != nil {
+			return err
+		}
 		if _, err := f.Write(u.buf[:n]); err != nil {
 			return diskFailure(u.store.dir, err)
 		}

@@ -8,10 +8,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -311,6 +315,141 @@ func TestPullUnpacksALocalArchive(t *testing.T) {
 	}
 }
 
+// bomb is a gzip of a tar with one member of so many zeros, which are left out
+// where they are too many for a test.
+func bomb(t *testing.T, size int64) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	w := tar.NewWriter(z)
+	if err := w.WriteHeader(&tar.Header{Name: "zeros", Size: size, Mode: 0o644, Typeflag: tar.TypeReg}); err != nil {
+		t.Fatal(err)
+	}
+	if size > 64*mebibyte {
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	if _, err := io.CopyN(w, zeros{}, size); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// manyTimes are n empty members.
+func manyTimes(n int) []member {
+	var all []member
+	for i := range n {
+		all = append(all, member{name: "folder/" + strconv.Itoa(i)})
+	}
+	return all
+}
+
+// lyingZip says of its first member that it has this many bytes.
+func lyingZip(t *testing.T, data []byte, size uint32) []byte {
+	t.Helper()
+	at := bytes.Index(data, []byte("PK\x01\x02"))
+	if at < 0 {
+		t.Fatal("no directory")
+	}
+	data = bytes.Clone(data)
+	binary.LittleEndian.PutUint32(data[at+24:], size)
+	return data
+}
+
+func TestPullBoundsWhatComesOutOfAnArchive(t *testing.T) {
+	cases := map[string]struct {
+		key        string
+		data       []byte
+		env        settings
+		memory     string // the destination's size, if it is in memory
+		wantCode   ExitCode
+		wantReason string
+		wantText   string
+		// wantFiles are those that may be there afterwards.
+		wantFiles int
+	}{
+		"a tar that comes to much more than it is": {
+			key: "m/a.tgz", data: bomb(t, 2<<30), wantCode: ExitNoSpace, wantReason: "TooLarge",
+			wantText: "comes to more than 1.1 GB when it is unpacked. If that is right, set PRELOADER_ARCHIVE_SIZE",
+		},
+		"the same, and it is right": {
+			key: "m/a.tgz", data: bomb(t, 3*mebibyte), env: settings{"PRELOADER_ARCHIVE_SIZE": "3Mi"}, wantFiles: 1,
+		},
+		"members that are too much together": {
+			key: "m/a.tar", data: tarOf(t, member{name: "a", body: strings.Repeat("x", 600_000)},
+				member{name: "b", body: strings.Repeat("x", 600_000)}),
+			env: settings{"PRELOADER_ARCHIVE_SIZE": "1Mi"}, wantCode: ExitNoSpace, wantReason: "TooLarge", wantFiles: 1,
+		},
+		"a zip that comes to too much": {
+			key: "m/a.zip", data: zipOf(t, member{name: "a", body: strings.Repeat("x", 600_000)},
+				member{name: "b", body: strings.Repeat("x", 600_000)}),
+			env: settings{"PRELOADER_ARCHIVE_SIZE": "1Mi"}, wantCode: ExitNoSpace, wantReason: "TooLarge",
+		},
+		"a zip that says that it comes to too much": {
+			key: "m/a.zip", data: lyingZip(t, zipOf(t, member{name: "a", body: "x"}, member{name: "b"}), 1<<31),
+			wantCode: ExitNoSpace, wantReason: "TooLarge",
+		},
+		"a zip with a member that has more than it says": {
+			key: "m/a.zip", data: lyingZip(t, zipOf(t, member{name: "a", body: strings.Repeat("x", 5000)}), 10),
+			wantCode: ExitIntegrity, wantReason: "BadArchive",
+		},
+		"a tar of too many members": {
+			key: "m/a.tar", data: tarOf(t, manyTimes(11)...), env: settings{"PRELOADER_ARCHIVE_FILES": "10"},
+			wantCode: ExitNoSpace, wantReason: "TooLarge", wantText: "more than 10 files, folders and links", wantFiles: 10,
+		},
+		"a zip of too many members": {
+			key: "m/a.zip", data: zipOf(t, manyTimes(11)...), env: settings{"PRELOADER_ARCHIVE_FILES": "10"},
+			wantCode: ExitNoSpace, wantReason: "TooLarge", wantText: "PRELOADER_ARCHIVE_FILES",
+		},
+		"a zip whose directory is longer than its members need": {
+			key: "m/a.zip", data: zipOf(t, manyTimes(30_000)...), env: settings{"PRELOADER_ARCHIVE_FILES": "10"},
+			wantCode: ExitNoSpace, wantReason: "TooLarge",
+		},
+		"a tar that is larger than the volume": {
+			key: "m/a.tgz", data: bomb(t, 30*mebibyte), memory: "20m", wantCode: ExitNoSpace, wantReason: "NoSpace",
+			wantText: "unpacking a.tgz needs at least 31.5 MB more",
+		},
+		"a zip that is larger than the volume": {
+			key: "m/a.zip", data: zipOf(t, member{name: "a", body: strings.Repeat("x", 15*mebibyte)},
+				member{name: "b", body: strings.Repeat("x", 15*mebibyte)}),
+			memory: "20m", wantCode: ExitNoSpace, wantReason: "NoSpace", wantText: "unpacking a.zip needs at least 31.5 MB more",
+		},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := newFaultServer(t)
+			s.put(tc.key, tc.data)
+			dir := t.TempDir()
+			if tc.memory != "" {
+				dir = mountMemory(t, tc.memory)
+			}
+			reason := firstOf(tc.wantReason, "Completed")
+			out := run(t, with(serverSettings(s), tc.env), "s3://models/"+tc.key, dir)
+			wantCode(t, out, tc.wantCode, reason)
+			if !strings.Contains(out.last, tc.wantText) {
+				t.Errorf("termination message %q does not tell of %q", out.last, tc.wantText)
+			}
+			found := tree(t, dir)
+			delete(found, path.Base(tc.key))
+			if len(found) != tc.wantFiles {
+				t.Errorf("%d files are there, want %d", len(found), tc.wantFiles)
+			}
+		})
+	}
+}
+
 func TestArchiveOf(t *testing.T) {
 	for name, want := range map[string]archiveFormat{
 		"a.tar": tarArchive, "a.tgz": tarArchive, "a.tar.gz": tarArchive, "a.taz": tarArchive, "a.tbz2": tarArchive,
@@ -351,7 +490,7 @@ func FuzzUnpack(f *testing.F) {
 		if err := s.prepare(newSaved()); err != nil {
 			t.Fatal(err)
 		}
-		files, err := s.unpack(t.Context(), in, archive, make([]byte, 4096))
+		files, err := s.unpack(t.Context(), in, archive, archiveBounds{size: 64 * mebibyte, members: 1000}, make([]byte, 4096))
 		if err != nil && asFailure(err).Code != ExitIntegrity && asFailure(err).Code != ExitNoSpace {
 			t.Errorf("exit code %d for %v", asFailure(err).Code, err)
 		}

@@ -27,6 +27,8 @@ var settingFlags = []string{
 	"gpu-host-memory",
 	"log",
 	"metrics",
+	"archive-size",
+	"archive-files",
 	"node-cache",
 	"node-cache-size",
 	"node-cache-wait",

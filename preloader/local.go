@@ -15,7 +15,7 @@ import (
 // linkLocal puts symbolic links to the entries of a local directory, or to one
 // local file, into dest, as KServe does for mounted claims. What is there
 // already stays.
-func linkLocal(ctx context.Context, path, dest string, filter Filter, log *slog.Logger, report *Report) error {
+func linkLocal(ctx context.Context, path, dest string, opts Options, log *slog.Logger, report *Report) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return noLocalPath(path, err)
@@ -32,7 +32,7 @@ func linkLocal(ctx context.Context, path, dest string, filter Filter, log *slog.
 	var last string
 	for _, src := range sources {
 		name := filepath.Base(src)
-		if !filter.Wants(name) {
+		if !opts.Filter.Wants(name) {
 			continue
 		}
 		if err := linkOne(src, filepath.Join(dest, name)); err != nil {
@@ -49,7 +49,7 @@ func linkLocal(ctx context.Context, path, dest string, filter Filter, log *slog.
 		}
 	}
 	if report.Files == 1 && archiveOf(last) != notArchive {
-		return unpackLocal(ctx, last, dest, log, report)
+		return unpackLocal(ctx, last, dest, opts.archive(), log, report)
 	}
 	return nil
 }
@@ -62,7 +62,9 @@ func noLocalPath(path string, err error) *ExitError {
 }
 
 // unpackLocal unpacks the only file of a local source and removes its link.
-func unpackLocal(ctx context.Context, src, dest string, log *slog.Logger, report *Report) error {
+func unpackLocal(
+	ctx context.Context, src, dest string, bounds archiveBounds, log *slog.Logger, report *Report,
+) error {
 	s, err := openStore(ctx, dest, func() {})
 	if err != nil {
 		return err
@@ -77,7 +79,7 @@ func unpackLocal(ctx context.Context, src, dest string, log *slog.Logger, report
 	}
 	defer f.Close() //nolint:errcheck // only read
 	log.Info("Unpacking", "archive", src)
-	files, err := s.unpack(ctx, f, src, make([]byte, bufferSize))
+	files, err := s.unpack(ctx, f, src, bounds, make([]byte, bufferSize))
 	if err != nil {
 		return err
 	}

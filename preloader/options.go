@@ -88,6 +88,12 @@ type Options struct {
 	// fetched again.
 	Resume bool
 
+	// ArchiveSize bounds what a model that is one archive may come to when it is
+	// unpacked, in bytes; 0 stands for a hundred times its own length, and 1 GiB at
+	// least. ArchiveFiles bounds its files, folders and links together.
+	ArchiveSize  int64
+	ArchiveFiles int
+
 	// NodeCache is a directory that pods of this node share; empty for none.
 	NodeCache string
 	// NodeCacheSize bounds it, in bytes; 0 stands for half of its file system.
@@ -262,6 +268,8 @@ func (e environment) readNumbers(opts *Options) error {
 		{"PRELOADER_PARTSIZE", "auto", orAuto(intoBytes(&opts.PartSize, mebibyte))},
 		{"PRELOADER_MEM", "64Mi", intoBytes(&opts.Memory, mebibyte)},
 		{"PRELOADER_STALL", firstOf(stall, "20s"), intoDuration(&opts.Stall, time.Millisecond)},
+		{"PRELOADER_ARCHIVE_SIZE", "auto", orAuto(intoBytes(&opts.ArchiveSize, 1))},
+		{"PRELOADER_ARCHIVE_FILES", "100000", intoCount(&opts.ArchiveFiles, 1, 100_000_000)},
 		{"PRELOADER_NODE_CACHE_SIZE", "auto", orAuto(intoBytes(&opts.NodeCacheSize, mebibyte))},
 		{"PRELOADER_NODE_CACHE_WAIT", "5m", intoDuration(&opts.NodeCacheWait, 0)},
 		{"PRELOADER_DEADLINE", "0", intoDuration(&opts.Deadline, 0)},

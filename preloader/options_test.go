@@ -25,6 +25,7 @@ func defaults() Options {
 		IO:             IOAuto,
 		Memory:         64 * mebibyte,
 		Stall:          20 * time.Second,
+		ArchiveFiles:   100_000,
 		NodeCacheWait:  5 * time.Minute,
 		Resume:         true,
 		GPU:            GPUOff,

@@ -79,7 +79,7 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 		log.Info("Nothing to do: the model agent fills this directory", "source", pair.Source)
 		return nil
 	case sourceLocal:
-		return linkLocal(ctx, at.path, pair.Dest, opts.Filter, log, report)
+		return linkLocal(ctx, at.path, pair.Dest, opts, log, report)
 	case sourceS3:
 	}
 	client, err := newS3Client(ctx, opts, opts.Conns)

@@ -49,7 +49,7 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 	}
 	defer f.Close() //nolint:errcheck // only read
 	p.log.Info("Unpacking", "archive", sole)
-	members, err := p.store.unpack(ctx, f, sole, make([]byte, bufferSize))
+	members, err := p.store.unpack(ctx, f, sole, p.opts.archive(), make([]byte, bufferSize))
 	if err != nil {
 		return err
 	}
