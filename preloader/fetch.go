@@ -57,8 +57,7 @@ type engine struct {
 // file is one object that is to be fetched. There may be very many, so what is
 // only needed while one is on its way to disk is apart.
 type file struct {
-	entry
-	uri string
+	*entry
 	// saved is what an earlier run left of it, or nil.
 	saved *savedFile
 	*transfer
@@ -372,7 +371,7 @@ func (e *engine) confirm(ctx context.Context, f *file) error {
 		return errChanged
 	}
 	f.object = now
-	return e.prove(ctx, f, e.src)
+	return e.prove(ctx, f, now, e.src)
 }
 
 // handOut puts the parts of an open file into the queue.
@@ -432,21 +431,25 @@ func (e *engine) learn(ctx context.Context, f *file, answered object) error {
 	if chosen {
 		return nil
 	}
-	f.object.sum, f.object.encrypted = answered.sum, answered.encrypted
+	o := f.object // which others read
+	o.answer = answered.answer
 	// The request that has been answered holds a turn. To wait for another would be to
 	// wait for oneself where there is one, and for each other where there are many.
-	return e.prove(ctx, f, unhurried(e.src))
+	return e.prove(ctx, f, o, unhurried(e.src))
 }
 
-// prove settles how the file will be checked, asking src for what that takes.
-func (e *engine) prove(ctx context.Context, f *file, src source) error {
-	if needsParts(e.opts.Verify, f.object) {
-		var err error
-		if f.object.part, err = src.firstPart(ctx, f.object.key); err != nil {
+// prove settles how the file will be checked, by what is known of its object, asking
+// src for what else that takes.
+func (e *engine) prove(ctx context.Context, f *file, o object, src source) error {
+	if needsParts(e.opts.Verify, o) {
+		part, err := src.firstPart(ctx, o.key)
+		if err != nil {
 			return err
 		}
+		told := o.told()
+		told.part, o.answer = part, &told
 	}
-	p, err := choose(e.opts.Verify, f.object, f.small())
+	p, err := choose(e.opts.Verify, o, f.small())
 	if err != nil {
 		return exhausted("reading the checksum of "+f.uri, 1, err)
 	}
@@ -467,7 +470,7 @@ func (e *engine) prove(ctx context.Context, f *file, src source) error {
 // either the final file, known by its time, or one to rename.
 func (e *engine) finish(ctx context.Context, f *file, buf []byte) (*FileRecord, error) {
 	if !f.chosen { // an empty file, for which nothing was asked
-		if err := e.prove(ctx, f, e.src); err != nil {
+		if err := e.prove(ctx, f, f.object, e.src); err != nil {
 			return nil, err
 		}
 	}

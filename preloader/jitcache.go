@@ -254,8 +254,12 @@ func badCache(uri string, err error) *ExitError {
 	}
 }
 
-// mostCompared bounds how many manifests are read to explain why none fits.
-const mostCompared = 16
+const (
+	// mostCompared bounds how many manifests are read to explain why none fits.
+	mostCompared = 16
+	// mostListed bounds how many objects are listed for that: two pages.
+	mostListed = 2000
+)
 
 // explain says why there is no cache for the key, by the one that comes closest.
 func (c *caches) explain(ctx context.Context) string {
@@ -263,12 +267,19 @@ func (c *caches) explain(ctx context.Context) string {
 	if c.folder == "" {
 		return text // all of a bucket would be listed
 	}
-	found, err := c.src.list(ctx, c.folder, false)
+	var found []object
+	seen := 0
+	err := each(ctx, c.src, c.folder, false, func(o object) bool {
+		if strings.HasSuffix(o.key, "/"+jitcache.ManifestName) {
+			found = append(found, o)
+		}
+		seen++
+		return seen < mostListed
+	})
 	if err != nil {
 		return text
 	}
-	found = slices.DeleteFunc(found, func(o object) bool { return !strings.HasSuffix(o.key, "/"+jitcache.ManifestName) })
-	slices.SortFunc(found, func(a, b object) int { return b.modified.Compare(a.modified) })
+	slices.SortFunc(found, func(a, b object) int { return compareInt64(b.modified, a.modified) })
 	var mu sync.Mutex
 	var closest *jitcache.Manifest
 	_ = eachOf(ctx, c.opts.Conns, found[:min(len(found), mostCompared)], func(ctx context.Context, o object) error {

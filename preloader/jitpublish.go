@@ -141,7 +141,7 @@ func (p *publisher) ensure(ctx context.Context, m *jitcache.Manifest, youngerTha
 	switch {
 	case err != nil && !isNotFound(err):
 		return err
-	case err == nil && o.size == m.Size && (youngerThan == 0 || time.Since(o.modified) < youngerThan):
+	case err == nil && o.size == m.Size && (youngerThan == 0 || o.age(time.Now()) < youngerThan):
 		return nil
 	}
 	return p.send(ctx, at, m)
@@ -297,9 +297,13 @@ func (p *publisher) name(ctx context.Context, m *jitcache.Manifest, version stri
 // sweep removes archives of this key that no manifest names, once their publishers must
 // have come to their end.
 func (p *publisher) sweep(ctx context.Context, m *jitcache.Manifest) {
-	found, err := p.src.list(ctx, p.home(), false)
+	var found []object
+	err := each(ctx, p.src, p.home(), false, func(o object) bool {
+		found = append(found, o)
+		return true
+	})
 	for _, o := range found {
-		if !strings.HasSuffix(o.key, ".tar.zst") || o.key == p.home()+m.ArchiveName() || time.Since(o.modified) < orphanAge {
+		if !strings.HasSuffix(o.key, ".tar.zst") || o.key == p.home()+m.ArchiveName() || o.age(time.Now()) < orphanAge {
 			continue
 		}
 		var named *jitcache.Manifest

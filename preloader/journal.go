@@ -83,8 +83,8 @@ func newSaved() *saved {
 
 // readJournal reads what r holds. A line that cannot be read ends the reading:
 // what follows a torn line cannot be trusted, and what is forgotten is fetched
-// again.
-func readJournal(r io.Reader) *saved {
+// again. share may replace texts of a record by copies that are there already.
+func readJournal(r io.Reader, share func(*FileRecord)) *saved {
 	s := newSaved()
 	byID := map[int]*savedFile{}
 	lines := bufio.NewScanner(r)
@@ -92,7 +92,13 @@ func readJournal(r io.Reader) *saved {
 	for lines.Scan() {
 		var line journalLine
 		decoder := json.NewDecoder(bytes.NewReader(lines.Bytes()))
-		if decoder.Decode(&line) != nil || !s.apply(line, byID) {
+		if decoder.Decode(&line) != nil {
+			break
+		}
+		if line.Done != nil {
+			share(line.Done)
+		}
+		if !s.apply(line, byID) {
 			break
 		}
 	}
@@ -206,7 +212,7 @@ func (j *journal) finished(r *FileRecord) error {
 func (j *journal) close() error { return j.file.Close() }
 
 // loadSaved reads the journal beneath root; none at all is as good as an empty one.
-func loadSaved(root *os.Root) (*saved, error) {
+func loadSaved(root *os.Root, share func(*FileRecord)) (*saved, error) {
 	f, err := root.Open(journalName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return newSaved(), nil
@@ -215,7 +221,7 @@ func loadSaved(root *os.Root) (*saved, error) {
 		return nil, fmt.Errorf("opening the journal: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	return readJournal(f), nil
+	return readJournal(f, share), nil
 }
 
 // bootID names the current run of the kernel, or nothing where it is unknown,

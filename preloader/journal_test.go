@@ -51,7 +51,7 @@ func sampleJournal(tb testing.TB) []byte {
 }
 
 func TestJournalReadsBack(t *testing.T) {
-	got := readJournal(bytes.NewReader(sampleJournal(t)))
+	got := readJournal(bytes.NewReader(sampleJournal(t)), (*FileRecord).share)
 	want := &saved{
 		boot: "boot",
 		begun: map[string]*savedFile{"a": {
@@ -70,7 +70,7 @@ func TestJournalReadsBack(t *testing.T) {
 func TestJournalTornAnywhere(t *testing.T) {
 	raw := sampleJournal(t)
 	for cut := range raw {
-		got := readJournal(bytes.NewReader(raw[:cut]))
+		got := readJournal(bytes.NewReader(raw[:cut]), (*FileRecord).share)
 		lines := bytes.Count(raw[:cut], []byte("\n"))
 		if whole := len(raw[:cut]) > 0 && raw[cut] == '\n'; whole {
 			lines++ // only the line's end is missing
@@ -97,7 +97,7 @@ func TestJournalKeepsWhatAnEarlierOneKnew(t *testing.T) {
 	if err := root.Mkdir(workDir, dirMode); err != nil {
 		t.Fatal(err)
 	}
-	first := readJournal(bytes.NewReader(sampleJournal(t)))
+	first := readJournal(bytes.NewReader(sampleJournal(t)), (*FileRecord).share)
 	j, err := startJournal(root, "boot", first)
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestJournalKeepsWhatAnEarlierOneKnew(t *testing.T) {
 	if err := j.wrote(first.begun["a"].ID, segment{span{10, 5}, 9}); err != nil {
 		t.Fatal(err)
 	}
-	again, err := loadSaved(root)
+	again, err := loadSaved(root, (*FileRecord).share)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func FuzzJournal(f *testing.F) {
 	f.Add([]byte(`{"range":{"id":1,"off":-5,"n":99999999999999,"sum":"1"}}`))
 	f.Add([]byte(`{"begun":{"id":1,"path":"../x","size":-1,"crc":"CRC32"}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		s := readJournal(bytes.NewReader(raw))
+		s := readJournal(bytes.NewReader(raw), (*FileRecord).share)
 		for _, b := range s.begun {
 			have := mergeSegments(crc.ByName(b.CRC), b.Size, 0, b.segments)
 			for _, p := range split(gaps(b.Size, have), max(b.Size/100, minPart)) {
@@ -140,7 +140,7 @@ func FuzzMarker(f *testing.F) {
 	f.Add(raw)
 	f.Add([]byte(`{"form":1,"files":[{"path":"../../etc/passwd","size":-1}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		m, err := parseMarker(raw)
+		m, err := readMarker(bytes.NewReader(raw), (*FileRecord).share)
 		if err != nil {
 			return
 		}

@@ -94,7 +94,7 @@ func (p *pull) readIndexes(ctx context.Context, entries []entry) error {
 		}
 		shards, err := p.readIndex(ctx, e)
 		if err != nil {
-			return p.wrongFile(e, err)
+			return wrongFile(e.uri, err)
 		}
 		p.shape.shards[e.rel] = shards
 	}
@@ -103,7 +103,7 @@ func (p *pull) readIndexes(ctx context.Context, entries []entry) error {
 
 // readIndex reads an index where it is: in place, or in the store.
 func (p *pull) readIndex(ctx context.Context, e entry) ([]string, error) {
-	if _, ok := p.current(e); ok {
+	if p.current(&e) {
 		f, err := p.store.root.Open(e.rel)
 		if err == nil {
 			defer f.Close() //nolint:errcheck // only read
@@ -113,7 +113,7 @@ func (p *pull) readIndex(ctx context.Context, e entry) ([]string, error) {
 	var shards []string
 	err := p.src.read(ctx, e.object, span{n: e.object.size}, func(r io.Reader, answered object) error {
 		o := e.object
-		o.sum, o.encrypted = answered.sum, answered.encrypted
+		o.answer = answered.answer
 		sum := &summed{r: r}
 		var verdict error
 		shards, verdict = safetensors.IndexFiles(sum)
@@ -165,7 +165,7 @@ func (p *pull) lint(ctx context.Context, entries []entry, files []*file) error {
 	var suspects []entry
 	for _, f := range files {
 		if strings.HasSuffix(f.rel, ".safetensors") && f.saved == nil {
-			suspects = append(suspects, f.entry)
+			suspects = append(suspects, *f.entry)
 		}
 	}
 	if len(suspects) == 0 {
@@ -191,15 +191,11 @@ func (p *pull) lint(ctx context.Context, entries []entry, files []*file) error {
 		if errors.Is(err, errChanged) {
 			return nil // the download will see to it
 		}
-		return p.wrongFile(e, err)
+		return wrongFile(e.uri, err)
 	})
 }
 
 // wrongFile words an error of a file's format; others stay as they are.
-func (p *pull) wrongFile(e entry, err error) error {
-	return wrongFile("s3://"+p.at.bucket+"/"+e.object.key, err)
-}
-
 func wrongFile(name string, err error) error {
 	if !errors.Is(err, safetensors.ErrMalformed) {
 		return err

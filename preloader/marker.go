@@ -4,14 +4,19 @@ package preloader
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // markerName is a file, not a folder: model servers such as Triton take every
@@ -59,29 +64,109 @@ type FileRecord struct {
 	Evidence Evidence `json:"evidence"`
 }
 
-// parseMarker reads what a pull wrote.
-func parseMarker(raw []byte) (*Marker, error) {
-	var m Marker
-	if err := json.Unmarshal(raw, &m); err != nil {
+// share replaces words that come in many records by one copy of each.
+func (r *FileRecord) share() {
+	if kind := crc.ByName(r.CRC); kind != nil {
+		r.CRC = kind.Name
+	}
+	for _, known := range []Evidence{EvidenceChecksum, EvidenceParts, EvidenceMD5, EvidenceSize} {
+		if r.Evidence == known {
+			r.Evidence = known
+		}
+	}
+	if strings.HasSuffix(r.Object, "/"+r.Path) {
+		r.Path = r.Object[len(r.Object)-len(r.Path):]
+	}
+}
+
+// readMarker reads what a pull wrote, file by file: there may be very many. share
+// may replace texts of a record by copies that are there already.
+func readMarker(r io.Reader, share func(*FileRecord)) (*Marker, error) {
+	m := &Marker{}
+	in := json.NewDecoder(r)
+	rest := map[string]json.RawMessage{}
+	err := want(in, json.Delim('{'))
+	for err == nil && in.More() {
+		var name json.Token
+		if name, err = in.Token(); err != nil {
+			break
+		}
+		if name == "files" {
+			m.Files, err = readRecords(in, share)
+			continue
+		}
+		var value json.RawMessage
+		err = in.Decode(&value)
+		rest[fmt.Sprint(name)] = value
+	}
+	if err == nil {
+		err = want(in, json.Delim('}'))
+	}
+	if err == nil {
+		if _, err = in.Token(); errors.Is(err, io.EOF) {
+			err = nil
+		} else if err == nil {
+			err = errors.New("something follows its end")
+		}
+	}
+	files := m.Files
+	if raw, marshalErr := json.Marshal(rest); err == nil {
+		err = cmp.Or(marshalErr, json.Unmarshal(raw, m))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", markerName, err)
 	}
 	if m.Form != journalForm {
 		return nil, fmt.Errorf("reading %s: form %d is unknown", markerName, m.Form)
 	}
-	return &m, nil
+	m.Files = files
+	return m, nil
+}
+
+// want reads one token, which must be this one.
+func want(in *json.Decoder, token json.Token) error {
+	got, err := in.Token()
+	if err == nil && got != token {
+		err = fmt.Errorf("%v where %v should be", got, token)
+	}
+	return err
+}
+
+// readRecords reads a list of records.
+func readRecords(in *json.Decoder, share func(*FileRecord)) ([]FileRecord, error) {
+	if err := want(in, json.Delim('[')); err != nil {
+		return nil, err
+	}
+	var files []FileRecord
+	for in.More() {
+		var r FileRecord
+		if err := in.Decode(&r); err != nil {
+			return nil, err
+		}
+		share(&r)
+		files = append(files, r)
+	}
+	return files, want(in, json.Delim(']'))
 }
 
 // loadMarker returns the marker beneath root, or nil if there is none that can
 // be read.
-func loadMarker(root *os.Root) (*Marker, error) {
-	raw, err := root.ReadFile(markerName)
+func loadMarker(root *os.Root) (*Marker, error) { return loadMarkerSharing(root, (*FileRecord).share) }
+
+// loadMarkerSharing is loadMarker where texts of records may be there already.
+func loadMarkerSharing(root *os.Root, share func(*FileRecord)) (*Marker, error) {
+	f, err := root.Open(markerName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // the absence is the answer
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", markerName, err)
 	}
-	m, err := parseMarker(raw)
+	defer f.Close() //nolint:errcheck // only read
+	m, err := readMarker(f, share)
+	if disk, broken := errors.AsType[*fs.PathError](err); broken {
+		return nil, fmt.Errorf("reading %s: %w", markerName, disk)
+	}
 	if err != nil {
 		return nil, nil //nolint:nilnil,nilerr // a torn marker is no marker; the files are fetched again
 	}
@@ -118,7 +203,9 @@ func (m *Marker) encode(w *bufio.Writer, files map[string]*FileRecord) error {
 	}
 	const last = "]}" // of the files, which end it
 	_, err = w.Write(raw[:len(raw)-len(last)])
-	for i, path := range slices.Sorted(maps.Keys(files)) {
+	paths := slices.AppendSeq(make([]string, 0, len(files)), maps.Keys(files))
+	slices.Sort(paths)
+	for i, path := range paths {
 		if raw, err = json.Marshal(files[path]); err != nil {
 			return err
 		}

@@ -11,11 +11,19 @@ import (
 )
 
 // object is one thing in the store, as far as its listing, a HEAD or a GET told.
+// There may be very many, so what a listing does not tell is apart.
 type object struct {
-	key      string
-	size     int64
-	etag     string
-	modified time.Time
+	key  string
+	size int64
+	etag string
+	// modified is when it was made, in seconds since 1970.
+	modified int64
+	// answer is what a HEAD or a GET told beyond that; nil if there was none.
+	answer *answer
+}
+
+// answer is what the answer to a HEAD or a GET tells of an object.
+type answer struct {
 	// sum is the store's checksum of the content, if it named one.
 	sum checksum
 	// part is the size of the pieces that the object was uploaded in, all but
@@ -25,13 +33,24 @@ type object struct {
 	encrypted bool
 }
 
+// told returns what is known beyond the listing.
+func (o object) told() answer {
+	if o.answer == nil {
+		return answer{}
+	}
+	return *o.answer
+}
+
+// age returns how long ago the object was made.
+func (o object) age(now time.Time) time.Duration { return now.Sub(time.Unix(o.modified, 0)) }
+
 // version names the content that all requests for a file must see. Some servers
 // have no ETag for files that were put beneath them; their date must do.
 func (o object) version() string {
 	if o.etag != "" {
 		return o.etag
 	}
-	return "modified " + o.modified.UTC().Format(time.RFC3339)
+	return "modified " + time.Unix(o.modified, 0).UTC().Format(time.RFC3339)
 }
 
 // ifMatch returns the condition that the object still has its ETag, or nil if it
@@ -65,9 +84,9 @@ type body struct {
 // source is where objects come from. Errors are a *ExitError if no retry can
 // help, errChanged, a *throttled, or anything else for a passing trouble.
 type source interface {
-	// list returns the objects whose keys start with prefix, in key order. If
-	// one of them is prefix itself, then it alone is returned.
-	list(ctx context.Context, prefix string, siblings bool) ([]object, error)
+	// page returns objects whose keys start with prefix, in key order, from where
+	// token says, and the token for those that follow, if there are any.
+	page(ctx context.Context, prefix, token string) (objects []object, next string, err error)
 	// head returns the object as it is now, with its checksum.
 	head(ctx context.Context, key string) (object, error)
 	// firstPart returns the size of the first piece of an upload in pieces.
@@ -77,6 +96,39 @@ type source interface {
 	get(ctx context.Context, o object, s span) (body, error)
 	// open is get over a line, which is cheaper for many requests.
 	open(ctx context.Context, l *line, o object, s span) (body, error)
+}
+
+// each calls take for the objects of a source by page, until it returns false: the
+// object whose key is prefix, and those below it as a folder, or all whose keys start
+// with it if siblings count. S3 sorts keys, so `a-b/c` comes before `a/c`: keys of
+// siblings are skipped, and if there are more than a page of them, the listing starts
+// again below the slash.
+func each(ctx context.Context, src source, prefix string, siblings bool, take func(object) bool) error {
+	dir := prefix
+	if !siblings && prefix != "" && !strings.HasSuffix(prefix, "/") {
+		dir = prefix + "/"
+	}
+	ask, token, found := prefix, "", false
+	for {
+		objects, next, err := src.page(ctx, ask, token)
+		if err != nil {
+			return err
+		}
+		for _, o := range objects {
+			if o.key != prefix && !strings.HasPrefix(o.key, dir) {
+				continue
+			}
+			if found = true; !take(o) {
+				return nil
+			}
+		}
+		if next == "" {
+			return nil
+		}
+		if token = next; !found && ask != dir {
+			ask, token = dir, ""
+		}
+	}
 }
 
 // errChanged says that the object is no longer the version that was asked for.

@@ -196,7 +196,7 @@ func (m *planner) pair(ctx context.Context, pair Pair, plan *PairPlan) error {
 
 // model plans the pull of one model from S3.
 func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
-	entries, err := p.find(ctx)
+	entries, err := p.list(ctx)
 	if err != nil {
 		return err
 	}
@@ -317,7 +317,7 @@ func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*f
 		took := time.Since(start)
 		f.begin()
 		f.object = now
-		err = (&engine{src: p.src, opts: m.opts}).prove(ctx, f, p.src)
+		err = (&engine{src: p.src, opts: m.opts}).prove(ctx, f, now, p.src)
 		mu.Lock()
 		defer mu.Unlock()
 		m.pace.answers = append(m.pace.answers, took)

@@ -125,6 +125,8 @@ type pull struct {
 	keep map[string]*FileRecord
 	// others are those of keep that an earlier pair brought to the same directory.
 	others map[string]bool
+	// listed are all files of the source, in the order of their paths.
+	listed []entry
 	// shape is what the model says about itself.
 	shape shape
 	// shelf is the node's cache while files are being fetched, or nil.
@@ -143,7 +145,7 @@ func (p *pull) run(ctx context.Context) error {
 	}
 	defer p.store.close()
 	p.log.Info("Listing", "source", p.pair.Source)
-	entries, err := p.find(ctx)
+	entries, err := p.list(ctx)
 	if err != nil {
 		return err
 	}
@@ -173,25 +175,24 @@ func (p *pull) run(ctx context.Context) error {
 	return p.complete(marker)
 }
 
-// find lists the source and lays its files out. It returns at least one.
-func (p *pull) find(ctx context.Context) ([]entry, error) {
-	objects, err := p.src.list(ctx, p.at.path, p.opts.SiblingPrefixes)
-	if err != nil {
+// list lists the source and lays its files out, in the order of their paths. It
+// returns at least one.
+func (p *pull) list(ctx context.Context) ([]entry, error) {
+	l := &layout{bucket: p.at.bucket, prefix: p.at.path, filter: p.opts.Filter}
+	if err := each(ctx, p.src, p.at.path, p.opts.SiblingPrefixes, l.take); err != nil {
 		return nil, err
 	}
-	entries, err := layout(objects, p.at.path, p.opts.Filter)
+	entries, err := l.done()
 	if err != nil {
 		return nil, err
 	}
 	if len(entries) == 0 {
-		return nil, p.nothingFound(len(objects))
+		return nil, p.nothingFound(l.listed)
 	}
-	if slices.ContainsFunc(objects, func(o object) bool { return strings.HasSuffix(o.key, indexSuffix) }) {
-		p.shape.listed = map[string]bool{}
-		for _, o := range objects {
-			p.shape.listed[strings.TrimLeft(strings.TrimPrefix(o.key, p.at.path), "/")] = true
-		}
+	if l.indexed {
+		p.shape.listed = l.all()
 	}
+	p.listed = entries
 	return entries, nil
 }
 
@@ -230,11 +231,11 @@ func (p *pull) recall(ctx context.Context) (*Marker, error) {
 // remember reads what earlier runs left, and reports whether the machine has
 // restarted since, so that it must be checked before it is believed.
 func (p *pull) remember() (*Marker, bool, error) {
-	marker, err := loadMarker(p.store.root)
+	marker, err := loadMarkerSharing(p.store.root, p.share)
 	if err != nil {
 		return nil, false, err
 	}
-	if p.saved, err = loadSaved(p.store.root); err != nil {
+	if p.saved, err = loadSaved(p.store.root, p.share); err != nil {
 		return nil, false, err
 	}
 	boot := bootID()
@@ -251,46 +252,63 @@ func (p *pull) remember() (*Marker, bool, error) {
 	return marker, suspect, nil
 }
 
+// share lets a record have its texts in common with the file that was listed.
+func (p *pull) share(r *FileRecord) {
+	r.share()
+	e := find(p.listed, r.Path)
+	if e == nil {
+		return
+	}
+	r.Path = e.rel
+	if r.Object == e.uri {
+		r.Object = e.uri
+	}
+	if r.Version == e.object.etag {
+		r.Version = e.object.etag
+	}
+}
+
 // missing returns the files that have to be fetched.
 func (p *pull) missing(entries []entry) []*file {
-	wanted := map[string]bool{}
 	var files []*file
-	for _, e := range entries {
-		wanted[e.rel] = true
-		if r, ok := p.current(e); ok {
-			p.keep[e.rel] = r
+	for i := range entries {
+		e := &entries[i]
+		if p.current(e) {
 			continue
 		}
-		uri := p.uri(e)
-		files = append(files, &file{entry: e, uri: uri, saved: p.begunBefore(e, uri)})
+		delete(p.saved.done, e.rel)
+		files = append(files, &file{entry: e, saved: p.begunBefore(e)})
 	}
 	for rel, r := range p.saved.done {
-		if !wanted[rel] && p.inPlace(r) {
-			p.keep[rel], p.others[rel] = r, true
+		switch {
+		case find(entries, rel) != nil:
+		case p.inPlace(r):
+			p.others[rel] = true
+		default:
+			delete(p.saved.done, rel)
 		}
 	}
 	for rel := range p.saved.begun {
-		if !wanted[rel] {
+		if find(entries, rel) == nil {
 			delete(p.saved.begun, rel)
 		}
 	}
+	p.keep = p.saved.done
 	return files
 }
 
-func (p *pull) uri(e entry) string { return "s3://" + p.at.bucket + "/" + e.object.key }
-
-// current returns the record of a file that is in place as the object is now.
-func (p *pull) current(e entry) (*FileRecord, bool) {
+// current reports whether a file is in place as the object is now.
+func (p *pull) current(e *entry) bool {
 	r, ok := p.saved.done[e.rel]
-	return r, ok && r.Object == p.uri(e) && r.Version == e.object.version() && r.Size == e.object.size &&
+	return ok && r.Object == e.uri && r.Version == e.object.version() && r.Size == e.object.size &&
 		p.enough(r) && p.inPlace(r)
 }
 
 // begunBefore returns what an earlier run left of a file, and forgets what it
 // left of another version.
-func (p *pull) begunBefore(e entry, uri string) *savedFile {
+func (p *pull) begunBefore(e *entry) *savedFile {
 	s := p.saved.begun[e.rel]
-	if s != nil && s.Object == uri && s.Version == e.object.version() && s.Size == e.object.size {
+	if s != nil && s.Object == e.uri && s.Version == e.object.version() && s.Size == e.object.size {
 		return s
 	}
 	delete(p.saved.begun, e.rel)
@@ -344,7 +362,6 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	if err != nil {
 		return err
 	}
-	p.saved.done = p.keep
 	if err := p.store.prepare(p.saved); err != nil {
 		return err
 	}

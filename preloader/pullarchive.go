@@ -76,7 +76,7 @@ func (p *pull) unpackedBefore(e entry, marker *Marker) *FileRecord {
 	if marker == nil || !slices.Contains(marker.Sources, p.pair.Source) {
 		return nil
 	}
-	uri := "s3://" + p.at.bucket + "/" + e.object.key
+	uri := e.uri
 	at := slices.IndexFunc(marker.Archives, func(r FileRecord) bool {
 		return r.Object == uri && r.Version == e.object.version() && r.Size == e.object.size && p.enough(&r)
 	})

@@ -50,7 +50,7 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, f := range readJournal(bytes.NewReader(raw)).everything() {
+			for _, f := range readJournal(bytes.NewReader(raw), (*FileRecord).share).everything() {
 				safe += f
 			}
 			wantNothingPartial(t, dir, want)

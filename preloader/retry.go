@@ -67,14 +67,13 @@ func unhurried(src source) source {
 	return src
 }
 
-func (p patient) list(ctx context.Context, prefix string, siblings bool) ([]object, error) {
-	var found []object
-	err := p.repeat(ctx, "listing", func() error {
+func (p patient) page(ctx context.Context, prefix, token string) (found []object, next string, err error) {
+	err = p.repeat(ctx, "listing", func() error {
 		var err error
-		found, err = p.source.list(ctx, prefix, siblings)
+		found, next, err = p.source.page(ctx, prefix, token)
 		return err
 	})
-	return found, err
+	return found, next, err
 }
 
 func (p patient) head(ctx context.Context, key string) (object, error) {

@@ -56,47 +56,8 @@ func (s *s3Source) bounded(ctx context.Context, ask func(context.Context) error)
 	return err
 }
 
-// list returns the objects under prefix. S3 sorts keys, so the object whose key
-// is the prefix comes first if it exists, but `a-b/c` comes before `a/c`:
-// keys of siblings are skipped, and if there are more than a page of them, the
-// listing starts again below the slash.
-func (s *s3Source) list(ctx context.Context, prefix string, siblings bool) ([]object, error) {
-	dir := prefix
-	if prefix != "" && !strings.HasSuffix(prefix, "/") {
-		dir = prefix + "/"
-	}
-	if siblings {
-		dir = prefix
-	}
-	var found []object
-	ask := prefix
-	var token *string
-	for {
-		out, err := s.listPage(ctx, ask, token)
-		if err != nil {
-			return nil, err
-		}
-		for _, o := range out.Contents {
-			obj := listedObject(o)
-			switch {
-			case obj.key == prefix && !strings.HasSuffix(prefix, "/"):
-				return []object{obj}, nil
-			case strings.HasPrefix(obj.key, dir):
-				found = append(found, obj)
-			}
-		}
-		if !aws.ToBool(out.IsTruncated) || out.NextContinuationToken == nil {
-			return found, nil
-		}
-		token = out.NextContinuationToken
-		if len(found) == 0 && ask != dir {
-			ask, token = dir, nil
-		}
-	}
-}
-
-func (s *s3Source) listPage(ctx context.Context, prefix string, token *string) (*s3.ListObjectsV2Output, error) {
-	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &prefix, ContinuationToken: token}
+func (s *s3Source) page(ctx context.Context, prefix, token string) ([]object, string, error) {
+	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &prefix, ContinuationToken: optional(token)}
 	var out *s3.ListObjectsV2Output
 	err := s.bounded(ctx, func(ctx context.Context) (err error) {
 		out, err = s.client.ListObjectsV2(ctx, in, s.atRegion)
@@ -106,15 +67,22 @@ func (s *s3Source) listPage(ctx context.Context, prefix string, token *string) (
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("listing s3://%s/%s: %w", s.bucket, prefix, s.explain(err, prefix))
+		return nil, "", fmt.Errorf("listing s3://%s/%s: %w", s.bucket, prefix, s.explain(err, prefix))
 	}
-	return out, nil
+	objects := make([]object, 0, len(out.Contents))
+	for _, o := range out.Contents {
+		objects = append(objects, listedObject(o))
+	}
+	if !aws.ToBool(out.IsTruncated) {
+		return objects, "", nil
+	}
+	return objects, aws.ToString(out.NextContinuationToken), nil
 }
 
 func listedObject(o types.Object) object {
 	return object{
 		key: aws.ToString(o.Key), size: aws.ToInt64(o.Size),
-		etag: trimETag(aws.ToString(o.ETag)), modified: aws.ToTime(o.LastModified),
+		etag: trimETag(aws.ToString(o.ETag)), modified: aws.ToTime(o.LastModified).Unix(),
 	}
 }
 
@@ -131,11 +99,14 @@ func (s *s3Source) head(ctx context.Context, key string) (object, error) {
 	}
 	return object{
 		key: key, size: aws.ToInt64(out.ContentLength), etag: trimETag(aws.ToString(out.ETag)),
-		modified: aws.ToTime(out.LastModified), encrypted: keyEncrypted(out.ServerSideEncryption, out.SSECustomerAlgorithm),
-		sum: pickChecksum(out.ChecksumType, map[string]*string{
-			"CRC64NVME": out.ChecksumCRC64NVME, "CRC32C": out.ChecksumCRC32C, "CRC32": out.ChecksumCRC32,
-			"SHA256": out.ChecksumSHA256, "SHA1": out.ChecksumSHA1, "SHA512": out.ChecksumSHA512, "MD5": out.ChecksumMD5,
-		}),
+		modified: aws.ToTime(out.LastModified).Unix(),
+		answer: &answer{
+			encrypted: keyEncrypted(out.ServerSideEncryption, out.SSECustomerAlgorithm),
+			sum: pickChecksum(out.ChecksumType, map[string]*string{
+				"CRC64NVME": out.ChecksumCRC64NVME, "CRC32C": out.ChecksumCRC32C, "CRC32": out.ChecksumCRC32,
+				"SHA256": out.ChecksumSHA256, "SHA1": out.ChecksumSHA1, "SHA512": out.ChecksumSHA512, "MD5": out.ChecksumMD5,
+			}),
+		},
 	}, nil
 }
 
@@ -171,12 +142,14 @@ func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
 		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, s.explain(err, o.key))
 	}
 	b := body{ReadCloser: out.Body, object: object{
-		key: o.key, etag: trimETag(aws.ToString(out.ETag)), modified: aws.ToTime(out.LastModified),
-		encrypted: keyEncrypted(out.ServerSideEncryption, out.SSECustomerAlgorithm),
-		sum: pickChecksum(out.ChecksumType, map[string]*string{
-			"CRC64NVME": out.ChecksumCRC64NVME, "CRC32C": out.ChecksumCRC32C, "CRC32": out.ChecksumCRC32,
-			"SHA256": out.ChecksumSHA256, "SHA1": out.ChecksumSHA1, "SHA512": out.ChecksumSHA512, "MD5": out.ChecksumMD5,
-		}),
+		key: o.key, etag: trimETag(aws.ToString(out.ETag)), modified: aws.ToTime(out.LastModified).Unix(),
+		answer: &answer{
+			encrypted: keyEncrypted(out.ServerSideEncryption, out.SSECustomerAlgorithm),
+			sum: pickChecksum(out.ChecksumType, map[string]*string{
+				"CRC64NVME": out.ChecksumCRC64NVME, "CRC32C": out.ChecksumCRC32C, "CRC32": out.ChecksumCRC32,
+				"SHA256": out.ChecksumSHA256, "SHA1": out.ChecksumSHA1, "SHA512": out.ChecksumSHA512, "MD5": out.ChecksumMD5,
+			}),
+		},
 	}}
 	if b.object.version() != o.version() {
 		err = errChanged

@@ -92,20 +92,21 @@ func choose(mode VerifyMode, o object, small bool) (proof, error) {
 // chooseChecksum fills in a proof by the store's own checksum, if that can be
 // computed here.
 func chooseChecksum(p proof, o object) (proof, bool, error) {
-	kind, digest := crc.ByName(o.sum.algorithm), digestByName(o.sum.algorithm)
+	sum := o.told().sum
+	kind, digest := crc.ByName(sum.algorithm), digestByName(sum.algorithm)
 	if kind == nil && digest == nil {
 		return p, false, nil
 	}
-	text, count, composite := strings.Cut(o.sum.value, "-")
+	text, count, composite := strings.Cut(sum.value, "-")
 	want, err := base64.StdEncoding.DecodeString(text)
 	if err == nil && kind != nil && len(want) != kind.Bytes {
 		err = fmt.Errorf("%d bytes, want %d", len(want), kind.Bytes)
 	}
 	if err != nil {
-		return p, false, &protocolError{fmt.Sprintf("the server's %s checksum %q is none: %v", o.sum.algorithm, o.sum.value, err)}
+		return p, false, &protocolError{fmt.Sprintf("the server's %s checksum %q is none: %v", sum.algorithm, sum.value, err)}
 	}
 	parts := 0
-	if composite || o.sum.composite {
+	if composite || sum.composite {
 		if parts, err = strconv.Atoi(count); err != nil {
 			parts = unknownParts
 		}
@@ -130,8 +131,9 @@ func pieces(o object, parts int) (int64, bool) {
 	if parts == 0 {
 		return 0, true
 	}
-	fits := o.part > 0 && (o.size+o.part-1)/o.part == int64(parts)
-	return o.part, fits
+	part := o.told().part
+	fits := part > 0 && (o.size+part-1)/part == int64(parts)
+	return part, fits
 }
 
 // unknownParts stands for a composite checksum that does not say of how many.
@@ -143,8 +145,8 @@ func needsParts(mode VerifyMode, o object) bool {
 	switch {
 	case mode == VerifyOff:
 		return false
-	case o.sum.algorithm != "":
-		return o.sum.composite
+	case o.told().sum.algorithm != "":
+		return o.told().sum.composite
 	}
 	_, parts := etagMD5(o)
 	return mode == VerifyRequire && parts > 0
@@ -177,7 +179,7 @@ func digestByName(name string) func() hash.Hash {
 func etagMD5(o object) (sum []byte, parts int) {
 	text, count, inParts := strings.Cut(o.etag, "-")
 	sum, err := hex.DecodeString(text)
-	if o.encrypted || err != nil || len(sum) != md5.Size {
+	if o.told().encrypted || err != nil || len(sum) != md5.Size {
 		return nil, 0
 	}
 	if inParts {

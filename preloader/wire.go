@@ -228,25 +228,29 @@ func (s *s3Source) wired(ctx context.Context) *wire {
 }
 
 // accept checks an answer with a body against the request.
-func (s *s3Source) accept(o object, part span, answer *http.Response) (body, error) {
-	h := answer.Header
-	b := body{ReadCloser: answer.Body, object: object{
-		key: o.key, etag: trimETag(h.Get("Etag")), encrypted: keyEncrypted(
-			types.ServerSideEncryption(h.Get("X-Amz-Server-Side-Encryption")),
-			optional(h.Get("X-Amz-Server-Side-Encryption-Customer-Algorithm"))),
-		sum: checksumOf(h),
+func (s *s3Source) accept(o object, part span, got *http.Response) (body, error) {
+	h := got.Header
+	b := body{ReadCloser: got.Body, object: object{
+		key: o.key, etag: trimETag(h.Get("Etag")),
+		answer: &answer{
+			encrypted: keyEncrypted(
+				types.ServerSideEncryption(h.Get("X-Amz-Server-Side-Encryption")),
+				optional(h.Get("X-Amz-Server-Side-Encryption-Customer-Algorithm"))),
+			sum: checksumOf(h),
+		},
 	}}
-	b.object.modified, _ = http.ParseTime(h.Get("Last-Modified"))
+	modified, _ := http.ParseTime(h.Get("Last-Modified"))
+	b.object.modified = modified.Unix()
 	var length *int64
-	if answer.ContentLength >= 0 {
-		length = &answer.ContentLength
+	if got.ContentLength >= 0 {
+		length = &got.ContentLength
 	}
 	err := errChanged
 	if b.object.version() == o.version() {
 		err = checkRange(o, part, h.Get("Content-Range"), length)
 	}
 	if err != nil {
-		_ = answer.Body.Close()
+		_ = got.Body.Close()
 		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, err)
 	}
 	return b, nil
