@@ -119,7 +119,7 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]*FileReco
 	most := e.mostRequests(files)
 	conns = max(1, min(conns, most))
 	err := e.crew.run(conns, max(0, min(e.opts.more, most-conns)), func(buf []byte) {
-		w := &worker{buf: buf}
+		w := &worker{buf: buf, line: line{most: mostWater(e.opts.Stall)}}
 		defer w.line.hangUp()
 		if err := e.work(ctx, w); err != nil {
 			e.fail(err)

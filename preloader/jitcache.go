@@ -7,11 +7,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -301,18 +301,46 @@ func (c *caches) explain(ctx context.Context) string {
 	return text + "; the closest one has " + strings.Join(other, ", ")
 }
 
-// treesIn tells which of the manifest's trees are in the directory. Each was put there in
-// one step, so what is there is whole; an empty folder is none.
-func treesIn(dir string, m *jitcache.Manifest) map[string]bool {
-	there := map[string]bool{}
-	for _, t := range m.Trees {
-		entries, err := os.ReadDir(dir + "/" + t.Name)
-		if err == nil && len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
-			there[t.Name] = true
-		}
-	}
-	return there
+// cacheMarkerName is the file in a cache directory that says where its trees came from.
+const cacheMarkerName = ".preloader-jit.json"
+
+// cacheMarker tells what a pull put into a cache directory from what engines made.
+type cacheMarker struct {
+	// Trees has the digest of the key for each tree that was published under it.
+	Trees map[string]string `json:"trees"`
 }
 
-// sortedNames lists the names of a set.
-func sortedNames(set map[string]bool) []string { return slices.Sorted(maps.Keys(set)) }
+func readCacheMarker(dir string) cacheMarker {
+	var m cacheMarker
+	if raw, err := os.ReadFile(dir + "/" + cacheMarkerName); err != nil || json.Unmarshal(raw, &m) != nil {
+		return cacheMarker{} // then nothing is known to be a pull's
+	}
+	return m
+}
+
+// treesIn tells which of the manifest's trees are in the directory: those that came from
+// a publication for its key, each put there in one step and so whole, and folders that
+// hold something else. An empty folder is none.
+func treesIn(dir string, m *jitcache.Manifest) (ours, others []string) {
+	marker, key := readCacheMarker(dir), m.Key.Digest()
+	for _, t := range m.Trees {
+		entries, err := os.ReadDir(dir + "/" + t.Name)
+		switch {
+		case err != nil && errors.Is(err, os.ErrNotExist), err == nil && len(entries) == 0:
+		case err == nil && marker.Trees[t.Name] == key:
+			ours = append(ours, t.Name)
+		default:
+			others = append(others, t.Name)
+		}
+	}
+	return ours, others
+}
+
+// occupied says that none of what is published can be taken.
+func occupied(dir string, others []string) *ExitError {
+	return &ExitError{
+		Code: ExitConfig, Reason: "Occupied",
+		Cause:  strings.Join(others, ", ") + " in " + dir + " hold something else than what is published",
+		Advice: "If an engine has compiled that, all is well; empty the folders to take what is published.",
+	}
+}

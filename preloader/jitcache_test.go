@@ -106,7 +106,7 @@ func TestPublishedKernelsComeWithTheModel(t *testing.T) {
 		`jit_cache_info{state="ready",reason=""}`: 1, "jit_cache_bytes": 9_507_220,
 		"model_bytes": 1000,
 	})
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 { // two trees, and where they came from
 		t.Errorf("left %v, %v", entries, err)
 	}
 
@@ -129,6 +129,27 @@ func TestPublishedKernelsComeWithTheModel(t *testing.T) {
 	wantTree(t, dir, want)
 	if got := out.report.JITCache; got.State != CacheReady || !slices.Equal(got.Trees, []string{"triton"}) {
 		t.Errorf("report %+v", got)
+	}
+}
+
+func TestKernelsOfSomebodyElseAreNotTakenForThePublished(t *testing.T) {
+	s, models := modelAndKernels(t), t.TempDir()
+	dir := compiled(t, map[string][]byte{"vllm/own": []byte("own"), "triton/own": []byte("own")})
+	out := run(t, jitSettings(s, dir), "s3://models/m", models)
+	wantCode(t, out, ExitOK, "Completed")
+	got := out.report.JITCache
+	if got.State != CacheUnused || got.Reason != "Occupied" || !strings.Contains(got.Cause, "triton, vllm in "+dir) {
+		t.Errorf("report %+v", got)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "triton")); err != nil {
+		t.Fatal(err)
+	}
+	out = run(t, jitSettings(s, dir), "s3://models/m", models)
+	if got := out.report.JITCache; got.State != CacheReady || !slices.Equal(got.Trees, []string{"triton"}) {
+		t.Errorf("report %+v", got)
+	}
+	if raw, err := os.ReadFile(filepath.Join(dir, "vllm/own")); err != nil || string(raw) != "own" {
+		t.Errorf("what was there is %q, %v", raw, err)
 	}
 }
 

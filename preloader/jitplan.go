@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"serverless.xyz/outrigger/preloader/jitcache"
@@ -57,13 +58,16 @@ func (plan *CachePlan) look(ctx context.Context, opts Options, pairs []Pair, log
 		plan.State, plan.Cause = CacheAbsent, c.explain(ctx)
 		return nil
 	}
-	there := treesIn(plan.Directory, m)
-	if len(there) == len(m.Trees) {
-		plan.State, plan.Trees = CacheInPlace, sortedNames(there)
+	ours, others := treesIn(plan.Directory, m)
+	switch len(m.Trees) {
+	case len(ours):
+		plan.State, plan.Trees = CacheInPlace, ours
 		return nil
+	case len(ours) + len(others):
+		return occupied(plan.Directory, others)
 	}
 	for _, t := range m.Trees {
-		if !there[t.Name] {
+		if !slices.Contains(ours, t.Name) && !slices.Contains(others, t.Name) {
 			plan.Trees = append(plan.Trees, t.Name)
 		}
 	}

@@ -186,6 +186,11 @@ func (p *publisher) packFailure(ctx context.Context, err error) error {
 			Code: ExitTransient, Reason: "Changing", Cause: "the trees kept changing while they were packed", Err: err,
 			Advice: "Publish when the engine has compiled what it needs, after its first requests.",
 		}
+	case errors.Is(err, jitcache.ErrTooMany):
+		return &ExitError{
+			Code: ExitConfig, Reason: "TooLarge", Cause: "the trees cannot be published", Err: err,
+			Advice: "Name the folders that hold compiled kernels, as NAME=PATH.",
+		}
 	case errors.Is(err, fs.ErrPermission):
 		return &ExitError{
 			Code: ExitDenied, Reason: "CannotRead", Cause: "the trees cannot be read", Err: err,

@@ -3,12 +3,15 @@
 package preloader
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"serverless.xyz/outrigger/preloader/jitcache"
@@ -103,10 +106,13 @@ func (c *caches) stage(ctx context.Context, m *jitcache.Manifest, report *CacheR
 		return err
 	}
 	defer s.close()
-	there := treesIn(dir, m)
-	if len(there) == len(m.Trees) {
-		report.State, report.Trees = CacheInPlace, sortedNames(there)
+	ours, others := treesIn(dir, m)
+	switch len(m.Trees) {
+	case len(ours):
+		report.State, report.Trees = CacheInPlace, ours
 		return s.clearCacheWork()
+	case len(ours) + len(others):
+		return cmp.Or[error](s.clearCacheWork(), occupied(dir, others))
 	}
 	defer func() {
 		// After a signal the archive stays for the next start; other failures leave nothing.
@@ -212,12 +218,43 @@ func (c *caches) unpack(ctx context.Context, s *store, m *jitcache.Manifest) err
 	return diskFailure(s.dir, err)
 }
 
+// markTrees notes where the trees of a manifest come from, but for those that stay as
+// they are. That they are noted before they are there harms nothing.
+func (s *store) markTrees(m *jitcache.Manifest, but []string) error {
+	marker := readCacheMarker(s.dir)
+	if marker.Trees == nil {
+		marker.Trees = map[string]string{}
+	}
+	for _, t := range m.Trees {
+		if !slices.Contains(but, t.Name) {
+			marker.Trees[t.Name] = m.Key.Digest()
+		}
+	}
+	raw, err := json.Marshal(marker)
+	if err != nil {
+		return err
+	}
+	const fresh = jitWorkDir + "/marker"
+	err = s.root.WriteFile(fresh, raw, fileMode)
+	if err == nil {
+		err = s.root.Rename(fresh, cacheMarkerName)
+	}
+	if err != nil {
+		return diskFailure(s.dir, err)
+	}
+	return nil
+}
+
 // publishTrees gives the trees their names, each in one step. What an engine has made
 // itself stays.
 func (c *caches) publishTrees(s *store, m *jitcache.Manifest, report *CacheReport) error {
-	there := treesIn(s.dir, m)
+	ours, others := treesIn(s.dir, m)
+	there := append(ours, others...)
+	if err := s.markTrees(m, there); err != nil {
+		return err
+	}
 	for _, t := range m.Trees {
-		if there[t.Name] {
+		if slices.Contains(there, t.Name) {
 			c.log.Info("A tree of compiled kernels is there already and stays", "tree", t.Name, "directory", s.dir)
 			continue
 		}

@@ -35,8 +35,9 @@ type line struct {
 	idle time.Time
 	// waited is how long the last answer took to begin.
 	waited time.Duration
-	// lowWater is what was last asked of the kernel; 0 stands for its default.
-	lowWater int
+	// lowWater is what was last asked of the kernel; 0 stands for its default. It
+	// never asks for more than most.
+	lowWater, most int
 }
 
 const (
@@ -261,6 +262,12 @@ func (l *line) wakeAt(n int) {
 	_ = l.socket.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
 }
 
+// mostWater returns how many bytes a connection may collect that counts as stalled
+// after so long without any: one that turns slow must not look as if it stood still.
+func mostWater(stall time.Duration) int {
+	return int(min(lowWater, lowWater*stall/(20*time.Second)))
+}
+
 const (
 	// lowWater is how many bytes a fast connection collects.
 	lowWater = mebibyte / 2
@@ -293,7 +300,7 @@ type lineBody struct {
 func (b *lineBody) Read(p []byte) (int, error) {
 	wake := 1
 	if b.fast && b.left >= lowWater+lowWaterMargin {
-		wake = lowWater
+		wake = max(1, b.line.most)
 	}
 	b.line.wakeAt(wake)
 	n, err := b.body.Read(p)

@@ -32,6 +32,9 @@ func (c *Command) RunUntil(ctx context.Context, signals <-chan os.Signal) ExitCo
 		return code
 	case <-time.After(patience):
 	}
+	if with, _, _, err := c.takeFlags(c.verb()); err == nil {
+		c = with
+	}
 	opts := Options{TerminationLog: firstOf(c.Getenv("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog)}
 	return c.end(c.logger(c.Getenv("PRELOADER_LOG") == "json"), opts, &Report{}, stopped)
 }

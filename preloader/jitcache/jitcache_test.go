@@ -8,7 +8,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -107,8 +109,10 @@ func TestWhatIsPackedIsUnpacked(t *testing.T) {
 		"empty":       {"", 0o644, built.Add(time.Nanosecond)},
 		"ö/kernel.so": {strings.Repeat("machine code ", 100_000), 0o755, built},
 	}
+	long := strings.Repeat("long/", 205)
 	passing := map[string]file{
-		"x.lock": {"1", 0o644, built}, "lock": {"", 0o644, built}, "a.tmp": {"half", 0o644, built},
+		long + "x": {"", 0o644, built},
+		"x.lock":   {"1", 0o644, built}, "lock": {"", 0o644, built}, "a.tmp": {"half", 0o644, built},
 		"tmp.pid_7_ab/kernel.cubin": {"half", 0o644, built}, "k.json.tmp.7": {"half", 0o644, built},
 		".preloader.json": {"{}", 0o644, built},
 	}
@@ -523,6 +527,13 @@ func TestParseManifest(t *testing.T) {
 		"a tree that climbs": func(m *Manifest) { m.Trees[0].Name = "../x" },
 		"a tree twice":       func(m *Manifest) { m.Trees[0].Name = "vllm" },
 	}
+	long := good()
+	for i := range 1000 {
+		long.Trees = append(long.Trees, Tree{fmt.Sprintf("w%04d", i), strings.Repeat("x", 80)})
+	}
+	if _, err := long.Encode(); err == nil {
+		t.Error("a manifest that nobody would read was written")
+	}
 	raw, err := good().Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -535,12 +546,15 @@ func TestParseManifest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := good()
 			spoil(m)
-			raw, err := m.Encode()
+			raw, err := json.Marshal(m)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if _, err := ParseManifest(raw, Key{"engine": "x"}); err == nil {
 				t.Error("it was taken")
+			}
+			if _, err := m.Encode(); (err == nil) != (name == "another key") {
+				t.Errorf("writing it ends with %v", err)
 			}
 		})
 	}

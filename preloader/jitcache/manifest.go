@@ -3,6 +3,7 @@
 package jitcache
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -44,10 +45,16 @@ type Manifest struct {
 // ArchiveName is the archive's name in the folder of its key.
 func (m *Manifest) ArchiveName() string { return m.SHA256 + ".tar.zst" }
 
-// Encode returns the manifest as it is stored.
+// Encode returns the manifest as it is stored, or an error if nobody could read it.
 func (m *Manifest) Encode() ([]byte, error) {
 	m.Form = form
+	if err := cmp.Or(m.Key.check(), m.check()); err != nil {
+		return nil, fmt.Errorf("writing the manifest: %w", err)
+	}
 	raw, err := json.MarshalIndent(m, "", "  ")
+	if err == nil && len(raw) >= LongestManifest {
+		err = fmt.Errorf("it has %d bytes, more than %d", len(raw), LongestManifest)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("writing the manifest: %w", err)
 	}

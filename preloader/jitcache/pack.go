@@ -20,6 +20,9 @@ import (
 // window is how far back the compression looks. It bounds what unpacking takes of memory.
 const window = 1 << 20
 
+// ErrTooMany says that trees hold more files or folders than compiled kernels ever are.
+var ErrTooMany = fmt.Errorf("the trees hold more than %d files or folders", mostMembers)
+
 // ErrChanging says that files changed while they were packed.
 var ErrChanging = errors.New("the trees are being written to")
 
@@ -31,12 +34,14 @@ type Contents struct {
 	Bytes   int64 `json:"bytes"`
 	// Stream is the length of the archive before compression.
 	Stream int64 `json:"stream"`
-	// LeftOut counts what was not packed: locks, half-written files, links and devices.
+	// LeftOut counts what was not packed: locks, half-written files, links, devices, and
+	// what has too long a name.
 	LeftOut int `json:"leftOut,omitempty"`
 }
 
 // Pack writes the trees to w as a compressed tar archive. The same files give the same
-// bytes. If a file changes meanwhile, the error is [ErrChanging].
+// bytes. If a file changes meanwhile, the error is [ErrChanging]; if there are more than
+// Unpack takes, it is [ErrTooMany].
 func Pack(ctx context.Context, w io.Writer, trees []Tree) (Contents, error) {
 	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1),
 		zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
@@ -91,12 +96,14 @@ func (p *packer) tree(tree Tree) error {
 			return fmt.Errorf("%w: %w", ErrChanging, err)
 		case err != nil:
 			return err
-		case rel != "." && isPassing(d.Name()):
+		case rel != "." && (isPassing(d.Name()) || len(tree.Name)+1+len(rel) > longestPath):
 			p.contents.LeftOut++
 			if d.IsDir() {
 				return fs.SkipDir
 			}
 			return nil
+		case p.contents.Files >= mostMembers || p.contents.Folders >= mostMembers:
+			return ErrTooMany
 		case d.IsDir():
 			p.contents.Folders++
 			return p.out.WriteHeader(&tar.Header{
