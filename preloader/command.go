@@ -15,35 +15,15 @@ import (
 	"syscall"
 )
 
-const usage = `Usage:
-  preloader SOURCE DIRECTORY [SOURCE DIRECTORY ...]   fetch models, as KServe's storage-initializer does
-  preloader pull SOURCE DIRECTORY [...]               the same
-  preloader plan SOURCE DIRECTORY [...]               say what pull would do and need, and fetch nothing
-  preloader verify DIRECTORY                          read a fetched tree and check every byte
-  preloader warm DIRECTORY [...]                      bring trees into the page cache, as far as memory has room
-  preloader publish-cache [NAME=PATH|DIRECTORY ...]   pack what engines have compiled and put it where pulls find it
-  preloader preflight [FLAGS]                         look at the pod's GPUs; needs the image preloader-gpu
-  preloader load [FLAGS] PATH [...]                   load safetensors into GPU memory to prove them; the same
-  preloader version                                   print the version
-
-SOURCE is s3://bucket/path, or a local path, which is linked. plan takes --output=json, warm --limit=SIZE, publish-cache
---replace=true and --when-idle=DURATION. Settings come from the environment;
-those named PRELOADER_ may also be given as flags, --verify=off for PRELOADER_VERIFY=off:
-AWS_*, S3_*, STORAGE_* as KServe sets them, and PRELOADER_VERIFY (auto, require, off), PRELOADER_IO (auto, warm,
-bounded, direct), PRELOADER_CONNS, PRELOADER_PARTSIZE, PRELOADER_MEM, PRELOADER_STALL, PRELOADER_DEADLINE, PRELOADER_RESUME (on, off),
-PRELOADER_METRICS (addresses and files), PRELOADER_NODE_CACHE (a directory), PRELOADER_NODE_CACHE_SIZE,
-PRELOADER_JIT_CACHE_URI (s3://bucket/path), PRELOADER_JIT_CACHE_KEY (engine=IMAGE,...), PRELOADER_JIT_CACHE_DIR,
-PRELOADER_JIT_CACHE_SIZE, PRELOADER_JIT_CACHE_DEADLINE, PRELOADER_JIT_CACHE_MODEL,
-PRELOADER_PREFIX_MODE (directory, kserve), PRELOADER_SELECT (all, safetensors), PRELOADER_LINT (on, off),
-PRELOADER_GPU (off, preflight, load), PRELOADER_GPU_FAIL (false, true), PRELOADER_LOG (kserve, json), PRELOADER_TERMINATION_LOG.
-`
-
 // Command is the command line: arguments without the program's name, the
 // environment, and where to write.
 type Command struct {
 	Args           []string
 	Getenv         func(string) string
 	Stdout, Stderr io.Writer
+
+	// flags are settings that were given as flags, by variable.
+	flags map[string]string
 }
 
 // StoppedError is the cause of a context that a signal ended.
@@ -58,18 +38,23 @@ func (s *StoppedError) Error() string { return "stopped by " + s.Signal.String()
 // Run does what the arguments ask for and returns the exit code.
 func (c *Command) Run(ctx context.Context) ExitCode {
 	verb, args := c.verb()
-	if verb == "preflight" || verb == "load" {
+	switch verb {
+	case "help":
+		return c.help(args)
+	case "preflight", "load":
 		return c.gpuVerb(ctx, verb, args)
 	}
+	if wantsHelp(args) {
+		return c.help([]string{verb})
+	}
 	c, flags, args, err := c.takeFlags(verb, args)
-	if err != nil {
-		fmt.Fprintln(c.Stderr, err)
-		fmt.Fprint(c.Stderr, usage)
-		return ExitUsage
+	switch {
+	case err != nil && verb == "pull":
+		return c.misusedPull(err)
+	case err != nil:
+		return c.misused(verb, err)
 	}
 	switch verb {
-	case "pull":
-		return c.pull(ctx, args)
 	case "plan":
 		return c.plan(ctx, flags, args)
 	case "verify":
@@ -81,31 +66,49 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 	case "version":
 		fmt.Fprintln(c.Stdout, Version())
 		return ExitOK
-	case "help":
-		fmt.Fprint(c.Stdout, usage)
-		return ExitOK
 	}
-	fmt.Fprint(c.Stderr, usage)
-	return ExitUsage
+	return c.pull(ctx, args)
+}
+
+// wantsHelp reports whether a flag asks for help.
+func wantsHelp(args []string) bool {
+	for _, arg := range args {
+		switch arg {
+		case "--":
+			return false
+		case "-h", "-help", "--help":
+			return true
+		}
+	}
+	return false
 }
 
 // verb tells what is asked for. Arguments that start with no known word are a
 // pull, because that is how KServe calls its initializer.
 func (c *Command) verb() (string, []string) {
 	if len(c.Args) > 0 {
-		switch first := c.Args[0]; first {
-		case "pull", "plan", "verify", "warm", "publish-cache", "preflight", "load", "version", "help":
+		switch first := c.Args[0]; {
+		case commandOf(first).name != "":
 			return first, c.Args[1:]
-		case "-h", "-help", "--help":
+		case first == "--version":
+			return "version", nil
+		case wantsHelp(c.Args[:1]):
 			return "help", nil
 		}
 	}
 	return "pull", c.Args
 }
 
+// misusedPull says what is wrong with a command line, also to Kubernetes.
+func (c *Command) misusedPull(err error) ExitCode {
+	c.misused("pull", err)
+	opts := Options{TerminationLog: firstOf(c.Getenv("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog)}
+	return c.end(c.logger(c.Getenv("PRELOADER_LOG") == "json"), opts, &Report{}, err)
+}
+
 // pull fetches pairs and leaves the last word.
 func (c *Command) pull(ctx context.Context, args []string) ExitCode {
-	opts, err := OptionsFromEnv(c.Getenv)
+	opts, err := c.options()
 	var bar *screen
 	if !opts.JSONLogs {
 		c, bar = c.onScreen()
@@ -116,11 +119,9 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 		return c.end(log, opts, &Report{}, err)
 	}
 	if len(args) < 2 || len(args)%2 != 0 {
-		fmt.Fprint(c.Stderr, usage)
-		failure := usageFailure("want pairs of a source and a directory, got %d arguments", len(args))
-		// KServe's initializer returns 1 here.
-		failure.Code = ExitTransient
-		return c.end(log, opts, &Report{}, failure)
+		failure := noPairs(args)
+		failure.Code = ExitTransient // as KServe's initializer
+		return c.misusedPull(failure)
 	}
 	opts.Meter = &Meter{}
 	publishEnd := publish(opts.Metrics, opts.Meter, log)
@@ -130,6 +131,17 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 	code := c.end(log, opts, report, err)
 	publishEnd(report, code)
 	return code
+}
+
+// noPairs says that arguments are no pairs of a source and a directory.
+func noPairs(args []string) *ExitError {
+	switch {
+	case len(args) == 0:
+		return usageFailure("a source and a directory are missing")
+	case len(args) == 1 && !strings.ContainsAny(args[0], "/:"):
+		return usageFailure("there is no command %s", args[0])
+	}
+	return usageFailure("%s has no directory to go to", args[len(args)-1])
 }
 
 // pairsOf pairs an even number of arguments.
@@ -180,8 +192,7 @@ func failureOf(err error) *ExitError {
 func (c *Command) verify(ctx context.Context, args []string) ExitCode {
 	log := c.logger(c.Getenv("PRELOADER_LOG") == "json")
 	if len(args) != 1 {
-		fmt.Fprint(c.Stderr, usage)
-		return ExitUsage
+		return c.misused("verify", usageFailure("want one directory, got %d arguments", len(args)))
 	}
 	marker, err := VerifyTree(ctx, args[0])
 	if err == nil && !strings.EqualFold(c.Getenv("PRELOADER_LINT"), "off") {

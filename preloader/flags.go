@@ -3,61 +3,99 @@
 package preloader
 
 import (
+	"errors"
 	"slices"
 	"strings"
 )
 
-// settingFlags are flags that stand for an environment variable: --verify=off is
+// setting is an environment variable that may be given as a flag too: --verify=off is
 // PRELOADER_VERIFY=off.
-var settingFlags = []string{
-	"verify",
-	"io",
-	"conns",
-	"partsize",
-	"mem",
-	"stall",
-	"deadline",
-	"resume",
-	"prefix-mode",
-	"select",
-	"lint",
-	"gpu",
-	"gpu-fail",
-	"gpu-grace",
-	"gpu-host-memory",
-	"log",
-	"metrics",
-	"archive-size",
-	"archive-files",
-	"node-cache",
-	"node-cache-size",
-	"node-cache-wait",
-	"jit-cache-uri",
-	"jit-cache-dir",
-	"jit-cache-key",
-	"jit-cache-size",
-	"jit-cache-deadline",
-	"jit-cache-model",
-	"termination-log",
+type setting struct {
+	flag string
+	// values are those that it takes, the default first.
+	values string
+	what   string
 }
 
-// verbFlags are flags that only one verb knows.
-var verbFlags = map[string][]string{
-	"plan": {"output"},
-	"warm": {"limit"},
-
-	"publish-cache": {"replace", "when-idle"},
+// variable is the environment variable.
+func (s setting) variable() string {
+	return "PRELOADER_" + strings.ToUpper(strings.ReplaceAll(s.flag, "-", "_"))
 }
 
-// takeFlags splits arguments into those that stand for themselves and flags of
-// the form --name=value. What a setting's flag says goes over the environment.
-// A lone -- ends the flags.
+// topic is a group of settings that belong together.
+type topic struct {
+	name     string
+	settings []setting
+}
+
+// topics hold all settings.
+var topics = []topic{
+	{"fetching", []setting{
+		{"verify", "auto|require|off", "what evidence a file needs; require fails where there is only a size"},
+		{"select", "all|safetensors", "leave out weights that safetensors files hold already"},
+		{"lint", "on|off", "check safetensors headers before their bytes are fetched"},
+		{"prefix-mode", "directory|kserve", "kserve takes llama-70b/ for a source of llama too"},
+		{"resume", "on|off", "go on with what an earlier run left"},
+		{"io", "auto|warm|bounded|direct", "how written bytes relate to memory"},
+		{"conns", "auto|NUMBER", "requests at once"},
+		{"partsize", "auto|SIZE", "bytes a request"},
+		{"mem", "64Mi", "bound of the buffers"},
+		{"stall", "20s", "end a request that moved no byte for so long"},
+		{"deadline", "none", "bound of the whole run"},
+		{"archive-size", "auto|SIZE", "bound of what a model that is one archive comes to"},
+		{"archive-files", "100000", "bound of its files, folders and links"},
+	}},
+	{"the node's cache", []setting{
+		{"node-cache", "DIRECTORY", "take and keep files that pods of this node share"},
+		{"node-cache-size", "auto|SIZE", "bound of that directory; auto is half of its file system"},
+		{"node-cache-wait", "5m", "how long to wait for a pod that fetches the same"},
+	}},
+	{"compiled kernels", []setting{
+		{"jit-cache-uri", "s3://BUCKET/PATH", "bring compiled kernels from there, or publish them"},
+		{"jit-cache-key", "engine=IMAGE,...", "what they depend on"},
+		{"jit-cache-dir", "/mnt/jit-cache", "where they are unpacked"},
+		{"jit-cache-size", "16Gi", "bound of what is unpacked"},
+		{"jit-cache-deadline", "2m", "bound of the time that a pull spends on them"},
+		{"jit-cache-model", "/mnt/models", "publish-cache: where the fetched models are"},
+	}},
+	{"GPUs", []setting{
+		{"gpu", "off|preflight|load", "check the pod's GPUs"},
+		{"gpu-fail", "false|true", "fail if one is not fit for work"},
+		{"gpu-grace", "60s", "how long a pull that is done waits for the check"},
+		{"gpu-host-memory", "512Mi", "what the check may take of the container's memory"},
+	}},
+	{"telling", []setting{
+		{"log", "kserve|json", "plain lines, or JSON lines"},
+		{"metrics", ":PORT|FILE,...", "where Prometheus finds metrics"},
+		{"termination-log", DefaultTerminationLog, "the file that takes the last word for Kubernetes"},
+	}},
+}
+
+// settingOf returns the setting of a flag.
+func settingOf(flag string) (setting, bool) {
+	for _, t := range topics {
+		for _, s := range t.settings {
+			if s.flag == flag {
+				return s, true
+			}
+		}
+	}
+	return setting{}, false
+}
+
+// takeFlags splits arguments into those that stand for themselves and flags, of the
+// form --name=value or --name value. What a setting's flag says goes over the
+// environment. A lone -- ends the flags.
 func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]string, []string, error) {
-	own, over := map[string]string{}, map[string]string{}
+	own := map[string]string{}
+	with := *c
+	with.flags = map[string]string{}
 	var rest []string
-	for i, arg := range args {
+	for len(args) > 0 {
+		arg := args[0]
+		args = args[1:]
 		if arg == "--" {
-			rest = append(rest, args[i+1:]...)
+			rest = append(rest, args...)
 			break
 		}
 		text, isFlag := strings.CutPrefix(arg, "--")
@@ -66,24 +104,51 @@ func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]st
 			continue
 		}
 		name, value, hasValue := strings.Cut(text, "=")
-		switch {
-		case !hasValue:
-			return c, nil, nil, usageFailure("flag --%s needs a value, as in --%s=VALUE", name, name)
-		case slices.Contains(verbFlags[verb], name):
-			own[name] = value
-		case slices.Contains(settingFlags, name):
-			over["PRELOADER_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))] = value
-		default:
+		known, isSetting := settingOf(name)
+		isOwn := slices.ContainsFunc(commandOf(verb).flags, func(s setting) bool { return s.flag == name })
+		if !isSetting && !isOwn {
 			return c, nil, nil, usageFailure("preloader %s has no flag --%s", verb, name)
+		}
+		if !hasValue {
+			if len(args) == 0 || strings.HasPrefix(args[0], "--") {
+				return c, nil, nil, usageFailure("flag --%s needs a value, as in --%s=VALUE", name, name)
+			}
+			value, args = args[0], args[1:]
+		}
+		if isOwn {
+			own[name] = value
+		} else {
+			with.flags[known.variable()] = value
 		}
 	}
 	below := c.Getenv
-	with := *c
 	with.Getenv = func(name string) string {
-		if v, ok := over[name]; ok {
+		if v, ok := with.flags[name]; ok {
 			return v
 		}
 		return below(name)
 	}
 	return &with, own, rest, nil
+}
+
+// options reads the settings, and names a wrong one as it was given.
+func (c *Command) options() (Options, error) {
+	opts, err := OptionsFromEnv(c.Getenv)
+	f, ok := errors.AsType[*ExitError](err)
+	if !ok {
+		return opts, err
+	}
+	for _, t := range topics {
+		for _, s := range t.settings {
+			if _, given := c.flags[s.variable()]; !given {
+				continue
+			}
+			if cause, found := strings.CutPrefix(f.Cause, "environment variable "+s.variable()+" "); found {
+				f.Code, f.Reason, f.Cause = ExitUsage, "Usage", "flag --"+s.flag+" "+cause
+			} else if cause, found := strings.CutPrefix(f.Cause, "environment variable "+s.variable()+":"); found {
+				f.Code, f.Reason, f.Cause = ExitUsage, "Usage", "flag --"+s.flag+":"+cause
+			}
+		}
+	}
+	return opts, err
 }

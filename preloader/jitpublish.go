@@ -327,7 +327,7 @@ func (p *publisher) sweep(ctx context.Context, m *jitcache.Manifest) {
 
 // publishCache packs and publishes.
 func (c *Command) publishCache(ctx context.Context, flags map[string]string, args []string) ExitCode {
-	opts, err := OptionsFromEnv(c.Getenv)
+	opts, err := c.options()
 	log := c.logger(opts.JSONLogs)
 	var done *Publication
 	idle, idleErr := parseSeconds(firstOf(flags["when-idle"], "0"))

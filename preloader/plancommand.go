@@ -389,11 +389,13 @@ func (m *planner) disk(p *pull, plan *PairPlan, files []*file) error {
 // plan prints what a pull would do.
 func (c *Command) plan(ctx context.Context, flags map[string]string, args []string) ExitCode {
 	output := firstOf(flags["output"], "text")
-	if len(args) < 2 || len(args)%2 != 0 || output != "text" && output != "json" {
-		fmt.Fprint(c.Stderr, usage)
-		return ExitUsage
+	switch {
+	case output != "text" && output != "json":
+		return c.misused("plan", usageFailure("flag --output is %q, want one of text, json", output))
+	case len(args) < 2 || len(args)%2 != 0:
+		return c.misused("plan", noPairs(args))
 	}
-	opts, err := OptionsFromEnv(c.Getenv)
+	opts, err := c.options()
 	log := c.logger(opts.JSONLogs)
 	plan := &Plan{}
 	if err == nil {

@@ -234,9 +234,11 @@ func (c *Command) warm(ctx context.Context, flags map[string]string, args []stri
 	}
 	log := c.logger(inJSON)
 	most, err := parseBytes(firstOf(flags["limit"], "0"))
-	if err != nil || len(args) == 0 {
-		fmt.Fprint(c.Stderr, usage)
-		return ExitUsage
+	switch {
+	case err != nil:
+		return c.misused("warm", usageFailure("flag --limit: %v", err))
+	case len(args) == 0:
+		return c.misused("warm", usageFailure("a directory is missing"))
 	}
 	m := &Meter{}
 	stop := startFollowing(ctx, m, log, bar)
