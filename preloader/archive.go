@@ -208,7 +208,7 @@ func (u *unpacker) announced(members []*zip.File) error {
 	if total > uint64(u.may.size) { //nolint:gosec // not below zero
 		return u.may.tooLarge()
 	}
-	return u.may.room(int64(total)) //nolint:gosec // bounded above
+	return u.may.room(int64(total))
 }
 
 func (u *unpacker) zipMember(m *zip.File) error {

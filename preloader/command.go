@@ -88,7 +88,7 @@ func wantsHelp(args []string) bool {
 func (c *Command) verb() (string, []string) {
 	if len(c.Args) > 0 {
 		switch first := c.Args[0]; {
-		case commandOf(first).name != "":
+		case usageOf(first).name != "":
 			return first, c.Args[1:]
 		case first == "--version":
 			return "version", nil

@@ -105,7 +105,7 @@ func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]st
 		}
 		name, value, hasValue := strings.Cut(text, "=")
 		known, isSetting := settingOf(name)
-		isOwn := slices.ContainsFunc(commandOf(verb).flags, func(s setting) bool { return s.flag == name })
+		isOwn := slices.ContainsFunc(usageOf(verb).flags, func(s setting) bool { return s.flag == name })
 		if !isSetting && !isOwn {
 			return c, nil, nil, usageFailure("preloader %s has no flag --%s", verb, name)
 		}

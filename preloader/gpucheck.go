@@ -159,7 +159,7 @@ func tooTight(opts Options, check string, l limits) *GPUVerdict {
 	if !l.together || l.room() >= need {
 		return nil
 	}
-	return noVerdict(check, "NoMemory", fmt.Sprintf("it was not run: with it, the container may take %s more of %s than it has left, "+
+	return noVerdict(check, "NoMemory", fmt.Sprintf("it was not run: the container may then take %s more of %s than is left, "+
 		"and the kernel would end the pull too. Raise the memory limit, or lower PRELOADER_GPU_HOST_MEMORY if that is too careful.",
 		formatBytes(need-l.room()), describeLimit(l)))
 }

@@ -13,10 +13,18 @@ func TestACheckThatWouldTakeThePullAlongIsNotRun(t *testing.T) {
 		limits   limits
 		wantText string
 	}{
-		"room for both":                        {limits: limits{memory: 1 << 30, used: 100 * mebibyte, together: true}},
-		"no room, and the check dies alone":    {limits: limits{memory: 256 * mebibyte}},
-		"no room, and all processes die":       {limits: limits{memory: 600 * mebibyte, together: true}, wantText: "41.9 MB more of the memory limit"},
-		"no limit, but the machine has little": {limits: limits{available: 128 * mebibyte, together: true}, wantText: "available memory"},
+		"room for both": {
+			limits: limits{memory: 1 << 30, used: 100 * mebibyte, together: true},
+		},
+		"no room, and the check dies alone": {
+			limits: limits{memory: 256 * mebibyte},
+		},
+		"no room, and all processes die": {
+			limits: limits{memory: 600 * mebibyte, together: true}, wantText: "41.9 MB more of the memory limit",
+		},
+		"no limit, but the machine has little": {
+			limits: limits{available: 128 * mebibyte, together: true}, wantText: "available memory",
+		},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

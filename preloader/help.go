@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// command is one word of the command line, as help tells it.
-type command struct {
+// usage is one word of the command line, as help tells it.
+type usage struct {
 	name, args, what string
 	// about is what there is to say beyond that.
 	about    string
@@ -21,7 +21,7 @@ type command struct {
 
 const pairArgs = "SOURCE DIRECTORY [SOURCE DIRECTORY ...]"
 
-var commands = []command{
+var commands = []usage{
 	{
 		name: "pull", args: pairArgs, what: "fetch models; also what the pairs alone do",
 		about: `A SOURCE is s3://bucket/path, an object or a folder with all objects below it, or a local path, which is
@@ -75,17 +75,17 @@ linked. A model that is a single tar or zip is unpacked. Run it again and it goe
 	{name: "help", args: "[COMMAND|settings|exit-codes]", what: "explain a command, all settings, or the exit codes"},
 }
 
-// commandOf returns the command of a name; one that does not exist has no name.
-func commandOf(name string) command {
-	at := slices.IndexFunc(commands, func(c command) bool { return c.name == name })
+// usageOf returns the use of the command of a name; one that does not exist has no name.
+func usageOf(name string) usage {
+	at := slices.IndexFunc(commands, func(c usage) bool { return c.name == name })
 	if at < 0 {
-		return command{}
+		return usage{}
 	}
 	return commands[at]
 }
 
 // synopsis is how to call a command.
-func (c command) synopsis() string { return strings.TrimRight("preloader "+c.name+" "+c.args, " ") }
+func (c usage) synopsis() string { return strings.TrimRight("preloader "+c.name+" "+c.args, " ") }
 
 const exitCodes = `Exit codes:
     0  every file is in place and proven
@@ -120,7 +120,7 @@ func overview() string {
 }
 
 // explain is what help says about one command.
-func (c command) explain() string {
+func (c usage) explain() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s.\n\nUsage:\n  %s\n", capitalized(c.what), c.synopsis())
 	if c.name == "pull" {
@@ -183,7 +183,7 @@ func allSettings() string {
 func (c *Command) help(args []string) ExitCode {
 	text := overview()
 	if len(args) > 0 {
-		about := commandOf(args[0])
+		about := usageOf(args[0])
 		switch {
 		case args[0] == "settings":
 			text = allSettings()
@@ -201,6 +201,6 @@ func (c *Command) help(args []string) ExitCode {
 
 // misused says what is wrong with a command line, and where to read on.
 func (c *Command) misused(verb string, err error) ExitCode {
-	fmt.Fprintf(c.Stderr, "preloader: %v\nUsage: %s\nRun 'preloader help %s' for more.\n", err, commandOf(verb).synopsis(), verb)
+	fmt.Fprintf(c.Stderr, "preloader: %v\nUsage: %s\nRun 'preloader help %s' for more.\n", err, usageOf(verb).synopsis(), verb)
 	return ExitUsage
 }

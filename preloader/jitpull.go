@@ -249,7 +249,7 @@ func (s *store) markTrees(m *jitcache.Manifest, but []string) error {
 // itself stays.
 func (c *caches) publishTrees(s *store, m *jitcache.Manifest, report *CacheReport) error {
 	ours, others := treesIn(s.dir, m)
-	there := append(ours, others...)
+	there := slices.Concat(ours, others)
 	if err := s.markTrees(m, there); err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func loadMarkerSharing(root *os.Root, share func(*FileRecord)) (*Marker, error) 
 		return nil, fmt.Errorf("reading %s: %w", markerName, disk)
 	}
 	if err != nil {
-		return nil, nil //nolint:nilnil,nilerr // a torn marker is no marker; the files are fetched again
+		return nil, nil //nolint:nilnil // a torn marker is no marker; the files are fetched again
 	}
 	return m, nil
 }

@@ -263,7 +263,7 @@ func TestFlagsStandForSettings(t *testing.T) {
 		},
 		"without the verb":         {args: []string{"--verify=require", "s3://models/weak", "DIR"}, want: ExitIntegrity},
 		"behind the arguments":     {args: []string{"s3://models/weak", "DIR", "--verify=require"}, want: ExitIntegrity},
-		"a wrong value is named":   {args: []string{"--verify=maybe", "s3://models/m", "DIR"}, want: ExitConfig},
+		"a wrong value is named":   {args: []string{"--verify=maybe", "s3://models/m", "DIR"}, want: ExitUsage},
 		"an unknown flag":          {args: []string{"--verifi=off", "s3://models/m", "DIR"}, want: ExitUsage},
 		"a flag without a value":   {args: []string{"--verify", "s3://models/m", "DIR"}, want: ExitUsage},
 		"another verb's flag":      {args: []string{"pull", "--output=json", "s3://models/m", "DIR"}, want: ExitUsage},

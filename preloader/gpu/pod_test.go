@@ -105,7 +105,10 @@ func TestPodStartsWhateverTheGPU(t *testing.T) {
 		},
 		"a driver that hangs, and a check that does not end": {
 			env: settings{
-				"PRELOADER_GPU": "preflight", "FAKE_CUDA_HANG": "cuInit", "PRELOADER_GPU_CALL_TIMEOUT": "1h", "PRELOADER_GPU_GRACE": "100ms",
+				"PRELOADER_GPU":              "preflight",
+				"FAKE_CUDA_HANG":             "cuInit",
+				"PRELOADER_GPU_CALL_TIMEOUT": "1h",
+				"PRELOADER_GPU_GRACE":        "100ms",
 			},
 			wantVerdict: "unhealthy",
 			wantReason:  "Timeout",
