@@ -53,9 +53,25 @@ type layout struct {
 	rules        string // the list of rules in the spec
 	destinations string // the list of destinations in a rule
 	reference    string // the field of the rollout that names the rule
-	// read returns the full host name of the Service that a destination leads to, "" if none, what tells the destination
-	// from others, and its weight.
-	read func(entry map[string]any, namespace string) (host string, identity map[string]any, weight int64)
+	read         func(entry map[string]any, namespace string) readEntry
+}
+
+// readEntry is what a destination of a route says.
+type readEntry struct {
+	// host is the full host name of the Service that it leads to, "" if none, and authority that of the Host header that
+	// it sets, "" if none.
+	host, authority string
+	// identity is what tells it from others, by the paths in it as JSON Pointers.
+	identity map[string]any
+	weight   int64
+}
+
+// String names the destination in a message.
+func (e readEntry) String() string {
+	if e.authority != "" {
+		return fmt.Sprintf("%q with the Host header %q", e.host, e.authority)
+	}
+	return strconv.Quote(e.host)
 }
 
 // bind finds the named rule of a route and in it the destinations of the two sides. The rule must have one destination
@@ -107,40 +123,44 @@ func (b *Binding) findDestinations(
 	live *unstructured.Unstructured, rule map[string]any, stable, canary Destination, in layout,
 ) error {
 	list, _ := rule[in.destinations].([]any)
-	matches := map[string][]boundDestination{}
+	sides := []struct {
+		of    Destination
+		into  *boundDestination
+		found int
+	}{{of: stable, into: &b.stable}, {of: canary, into: &b.canary}}
 	for i, element := range list {
 		entry, ok := element.(map[string]any)
 		if !ok {
 			return refuse(v1alpha1.ReasonRouteNotFound, "route %q of %s %q has a malformed destination; correct it",
 				b.rule, in.kind, live.GetName())
 		}
-		host, identity, weight := in.read(entry, live.GetNamespace())
-		if host != stable.Host && host != canary.Host && weight != 0 {
+		read := in.read(entry, live.GetNamespace())
+		bound := boundDestination{path: b.path + "/" + in.destinations + "/" + strconv.Itoa(i), weight: read.weight}
+		for _, path := range slices.Sorted(maps.Keys(read.identity)) {
+			bound.guards = append(bound.guards, operation{Op: "test", Path: bound.path + "/" + path, Value: read.identity[path]})
+		}
+		third := true
+		for i := range sides {
+			if sides[i].of.is(read.host, read.authority) {
+				*sides[i].into, third = bound, false
+				sides[i].found++
+			}
+		}
+		if third && read.weight != 0 {
 			return refuse(v1alpha1.ReasonRouteAmbiguous,
-				"route %q of %s %q gives weight %d to a third destination, %q; set its weight to 0 or remove it",
-				b.rule, in.kind, live.GetName(), weight, host)
+				"route %q of %s %q gives weight %d to a third destination, %s; set its weight to 0 or remove it",
+				b.rule, in.kind, live.GetName(), read.weight, read)
 		}
-		bound := boundDestination{path: b.path + "/" + in.destinations + "/" + strconv.Itoa(i), weight: weight}
-		for _, path := range slices.Sorted(maps.Keys(identity)) {
-			bound.guards = append(bound.guards, operation{Op: "test", Path: bound.path + "/" + path, Value: identity[path]})
-		}
-		matches[host] = append(matches[host], bound)
 	}
-	for _, side := range []struct {
-		host string
-		into *boundDestination
-	}{{stable.Host, &b.stable}, {canary.Host, &b.canary}} {
-		switch found := matches[side.host]; len(found) {
+	for _, side := range sides {
+		switch side.found {
 		case 1:
-			*side.into = found[0]
 		case 0:
-			return refuse(v1alpha1.ReasonRouteNotFound,
-				"route %q of %s %q has no destination with host %q; add it with weight 0",
-				b.rule, in.kind, live.GetName(), side.host)
+			return refuse(v1alpha1.ReasonRouteNotFound, "route %q of %s %q has no destination %s; add it with weight 0",
+				b.rule, in.kind, live.GetName(), side.of)
 		default:
-			return refuse(v1alpha1.ReasonRouteAmbiguous,
-				"route %q of %s %q has more than one destination with host %q; keep one",
-				b.rule, in.kind, live.GetName(), side.host)
+			return refuse(v1alpha1.ReasonRouteAmbiguous, "route %q of %s %q has more than one destination %s; keep one",
+				b.rule, in.kind, live.GetName(), side.of)
 		}
 	}
 	return nil

@@ -12,6 +12,8 @@ const (
 	OutcomeCanaryAtCapacity Outcome = "CanaryAtCapacity"
 	// OutcomeCanaryCold is when the canary gets less than is asked because pods of it are not warm.
 	OutcomeCanaryCold Outcome = "CanaryCold"
+	// OutcomeCanaryFromZero is when the canary gets less than is asked because it may have no pod when a request comes.
+	OutcomeCanaryFromZero Outcome = "CanaryFromZero"
 )
 
 // Pods are those of a canary.

@@ -282,7 +282,8 @@ func TestRenderedRoutesComeBack(t *testing.T) {
 	for _, p := range Providers() {
 		o := owned(30)
 		route := render(t, p, o)
-		if !p.Mentions(route, o.Stable.Host) || !p.Mentions(route, o.Canary.Host) || p.Mentions(route, "x.ml.svc.cluster.local") {
+		if !p.Mentions(route, o.Stable) || !p.Mentions(route, o.Canary) ||
+			p.Mentions(route, Destination{Host: "x.ml.svc.cluster.local"}) {
 			t.Errorf("%s: the route does not mention exactly its two sides", p.Name())
 		}
 		if got := p.Hosts(route); !slices.Equal(got, o.Hosts) {

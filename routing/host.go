@@ -27,6 +27,16 @@ func ResolveHost(host, namespace string) string {
 	return ServiceHost(host, namespace)
 }
 
+// resolveAuthority returns the full form of a Host header. Knative's gateway knows a Service by three names.
+func resolveAuthority(authority string) string {
+	authority, _, _ = strings.Cut(strings.ToLower(authority), ":")
+	service := strings.TrimSuffix(authority, ".svc")
+	if name, namespace, ok := strings.Cut(service, "."); ok && !strings.Contains(namespace, ".") {
+		return ServiceHost(name, namespace)
+	}
+	return authority
+}
+
 // resolveGateway returns the full form of a gateway as a VirtualService of a namespace means it.
 func resolveGateway(gateway, namespace string) string {
 	if gateway == Mesh || strings.Contains(gateway, "/") {

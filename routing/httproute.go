@@ -180,6 +180,11 @@ func splitRule(o Owned) (map[string]any, error) {
 func everyPath() map[string]any { return map[string]any{"type": "PathPrefix", "value": "/"} }
 
 func backend(to Destination, weight int32, routeNamespace string) (map[string]any, error) {
+	if to.Authority != "" {
+		return nil, refuse(v1alpha1.ReasonUnsupportedByProvider,
+			"a side in KServe's Knative mode is known by its Host header, which a destination of an HTTPRoute cannot set on "+
+				"every gateway; use provider VirtualService")
+	}
 	name, namespace, ok := serviceOf(to.Host)
 	if !ok {
 		return nil, fmt.Errorf("destination %q is no Service", to.Host)
@@ -260,10 +265,10 @@ func (httpRoutes) Strangers(live, rendered *unstructured.Unstructured) ([]byte, 
 }
 
 // Mentions implements Provider.
-func (httpRoutes) Mentions(route *unstructured.Unstructured, host string) bool {
+func (httpRoutes) Mentions(route *unstructured.Unstructured, to Destination) bool {
 	for _, rule := range mapsAt(specOf(route), "rules") {
 		for _, entry := range mapsAt(rule, "backendRefs") {
-			if backendHost(entry, route.GetNamespace()) == host {
+			if to.is(backendHost(entry, route.GetNamespace()), "") {
 				return true
 			}
 		}
@@ -338,12 +343,14 @@ func (httpRoutes) Bind(
 }
 
 // readBackend reads a destination; the Gateway API takes an absent weight for 1.
-func readBackend(entry map[string]any, namespace string) (string, map[string]any, int64) {
+func readBackend(entry map[string]any, namespace string) readEntry {
 	identity := map[string]any{}
 	for _, field := range []string{"group", "kind", "namespace", "name", "port"} {
 		if entry[field] != nil {
 			identity[field] = entry[field]
 		}
 	}
-	return backendHost(entry, namespace), identity, numberAt(entry, "weight", 1)
+	return readEntry{
+		host: backendHost(entry, namespace), identity: identity, weight: numberAt(entry, "weight", 1),
+	}
 }

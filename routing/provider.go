@@ -3,6 +3,7 @@
 package routing
 
 import (
+	"fmt"
 	"reflect"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -25,8 +26,8 @@ type Provider interface {
 	Strangers(live, rendered *unstructured.Unstructured) ([]byte, error)
 	// Bind finds the named rule of a route and in it the two sides. A route that cannot be adopted is a *RefusedError.
 	Bind(live *unstructured.Unstructured, rule string, stable, canary Destination) (*Binding, error)
-	// Mentions reports whether a route leads to a Service with this full host name.
-	Mentions(live *unstructured.Unstructured, host string) bool
+	// Mentions reports whether a route leads to a destination.
+	Mentions(live *unstructured.Unstructured, to Destination) bool
 	// Hosts returns the full names of the hosts that a route serves, none for one that others delegate to.
 	Hosts(live *unstructured.Unstructured) []string
 	// Fields are those of the spec that decide where requests go, RuleField is the one of them with the rules.
@@ -108,10 +109,31 @@ const SplitRoute = "split"
 
 // Destination is where one side of a rollout is reached.
 type Destination struct {
-	// Host is the full host name of its Service.
+	// Host is the full host name of its Service, or of a gateway that it shares with others.
 	Host string
 	// Port is the Service's port number, 1 to 65535.
 	Port int32
+	// Authority is the full host name by which the gateway knows the side: the Host header that its requests are given.
+	// It is empty for a Service of the side's own, whose requests keep theirs.
+	Authority string
+}
+
+// is reports whether a destination of a route, with the Host header that it sets, leads to this side. Where sides share
+// a gateway the header alone tells them apart, by whatever name the gateway is called; elsewhere the Service does,
+// whatever header its requests are given.
+func (d Destination) is(host, authority string) bool {
+	if d.Authority != "" {
+		return authority == d.Authority
+	}
+	return host == d.Host
+}
+
+// String names a destination in a message.
+func (d Destination) String() string {
+	if d.Authority != "" {
+		return fmt.Sprintf("whose headers.request.set.Host is %q", d.Authority)
+	}
+	return fmt.Sprintf("with host %q", d.Host)
 }
 
 // Acceptance says whether those who obey a route have taken it up.

@@ -5,7 +5,9 @@ package routing
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -22,6 +24,9 @@ var VirtualServiceKind = schema.GroupVersionKind{
 var VirtualServices Provider = virtualServices{}
 
 type virtualServices struct{}
+
+// hostHeader is the header that a route may set for each destination.
+const hostHeader = "Host"
 
 // Name implements Provider.
 func (virtualServices) Name() v1alpha1.RoutingProvider { return v1alpha1.ProviderVirtualService }
@@ -49,6 +54,9 @@ func (virtualServices) Render(o Owned) (*unstructured.Unstructured, error) {
 	routes = append(routes, stickyRoutes(o)...)
 	split := map[string]any{"name": SplitRoute, "route": split(o)}
 	if o.Shadow > 0 {
+		if err := Mirrors(o.Canary); err != nil {
+			return nil, err
+		}
 		split["mirrors"] = []any{map[string]any{
 			"destination": destination(o.Canary), "percentage": map[string]any{"value": int64(o.Shadow)},
 		}}
@@ -92,16 +100,25 @@ func split(o Owned) []any {
 			to = o.Canary
 		}
 		entry := weighted(to, 1)
-		entry["headers"] = map[string]any{
-			"response": map[string]any{"add": map[string]any{"Set-Cookie": o.Sticky.setCookie(bucket)}},
+		headers, _ := entry["headers"].(map[string]any)
+		if headers == nil {
+			headers = map[string]any{}
+			entry["headers"] = headers
 		}
+		headers["response"] = map[string]any{"add": map[string]any{"Set-Cookie": o.Sticky.setCookie(bucket)}}
 		list[bucket] = entry
 	}
 	return list
 }
 
+// weighted returns a destination with its weight. What a route says of headers for all its destinations would be one
+// Host for both sides, so that it stands in each of them.
 func weighted(to Destination, weight int32) map[string]any {
-	return map[string]any{"destination": destination(to), "weight": int64(weight)}
+	entry := map[string]any{"destination": destination(to), "weight": int64(weight)}
+	if to.Authority != "" {
+		entry["headers"] = map[string]any{"request": map[string]any{"set": map[string]any{hostHeader: to.Authority}}}
+	}
+	return entry
 }
 
 func destination(to Destination) map[string]any {
@@ -133,16 +150,46 @@ func removal(live, rendered *unstructured.Unstructured, fields []string) ([]byte
 }
 
 // Mentions implements Provider.
-func (virtualServices) Mentions(vs *unstructured.Unstructured, host string) bool {
+func (virtualServices) Mentions(vs *unstructured.Unstructured, to Destination) bool {
 	for _, route := range mapsAt(specOf(vs), "http") {
 		for _, entry := range mapsAt(route, "route") {
-			destination, _ := entry["destination"].(map[string]any)
-			if ResolveHost(stringAt(destination, "host"), vs.GetNamespace()) == host {
+			if read := readDestination(entry, vs.GetNamespace()); to.is(read.host, read.authority) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// FirstDestination returns the host name of the first destination of a VirtualService, and the first of its gateways that
+// is not the mesh; each is empty if there is none.
+func FirstDestination(vs *unstructured.Unstructured) (host, gateway string) {
+	for _, route := range mapsAt(specOf(vs), "http") {
+		for _, entry := range mapsAt(route, "route") {
+			if host == "" {
+				host = readDestination(entry, vs.GetNamespace()).host
+			}
+		}
+	}
+	for _, one := range stringsAt(vs, "gateways") {
+		if gateway == "" && one != Mesh {
+			gateway = resolveGateway(one, vs.GetNamespace())
+		}
+	}
+	return host, gateway
+}
+
+// SharedGateway returns the host name of the gateway to which a VirtualService sends requests with a Host header of the
+// destination's own, "" if there is none.
+func SharedGateway(vs *unstructured.Unstructured) string {
+	for _, route := range mapsAt(specOf(vs), "http") {
+		for _, entry := range mapsAt(route, "route") {
+			if read := readDestination(entry, vs.GetNamespace()); read.authority != "" {
+				return read.host
+			}
+		}
+	}
+	return ""
 }
 
 // Hosts implements Provider.
@@ -209,14 +256,22 @@ func (virtualServices) Bind(
 
 // readDestination reads a destination. Istio takes an absent weight for 0 where there are several destinations. Where
 // all destinations are one gateway, the Host header that they are given alone tells them apart.
-func readDestination(entry map[string]any, namespace string) (string, map[string]any, int64) {
+func readDestination(entry map[string]any, namespace string) readEntry {
 	destination, _ := entry["destination"].(map[string]any)
-	identity := map[string]any{"destination": destination}
+	read := readEntry{
+		host:     ResolveHost(stringAt(destination, "host"), namespace),
+		identity: map[string]any{"destination": destination},
+		weight:   numberAt(entry, "weight", 0),
+	}
 	headers, _ := entry["headers"].(map[string]any)
 	request, _ := headers["request"].(map[string]any)
 	set, _ := request["set"].(map[string]any)
-	if authority := set["Host"]; authority != nil {
-		identity["headers/request/set/Host"] = authority
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		if strings.EqualFold(name, hostHeader) || strings.EqualFold(name, ":authority") {
+			read.identity["headers/request/set/"+name] = set[name]
+			authority, _ := set[name].(string)
+			read.authority = resolveAuthority(authority)
+		}
 	}
-	return ResolveHost(stringAt(destination, "host"), namespace), identity, numberAt(entry, "weight", 0)
+	return read
 }

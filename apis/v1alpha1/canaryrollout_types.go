@@ -45,6 +45,8 @@ const (
 	// ReasonModelNamesDiffer says that the two sides serve models of different names, so that what is asked of one is not
 	// found on the other.
 	ReasonModelNamesDiffer = "ModelNamesDiffer"
+	// ReasonCanaryScalesToZero says that the canary gets less than is asked because Knative may take its last pod away.
+	ReasonCanaryScalesToZero = "CanaryScalesToZero"
 	// ReasonWeightsChanged is that of the event that tells new weights.
 	ReasonWeightsChanged = "WeightsChanged"
 )

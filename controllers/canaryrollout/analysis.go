@@ -27,7 +27,7 @@ type Question struct {
 	// Analysis is that of the rollout, and Holds the number of its steps that set a weight.
 	Analysis v1alpha1.RolloutAnalysis
 	Holds    int
-	// StableService and CanaryService are the Services of the sides.
+	// StableService and CanaryService are the Deployments of the sides, named like their Services but in Knative mode.
 	StableService, CanaryService string
 	// From is since when requests count, and At until when.
 	From, At time.Time
@@ -91,8 +91,8 @@ func questionOf(rollout *v1alpha1.CanaryRollout, seen observed, now time.Time) *
 		Matter: fmt.Sprintf("%s/%d/%d/%d/%d", rollout.UID, rollout.Generation, s.Attempt.Number,
 			s.Weights.LastAppliedTime.Unix(), s.Weights.Applied.Canary),
 		Analysis:      *analysis,
-		StableService: seen.stable.entry.Service,
-		CanaryService: seen.canary.entry.Service,
+		StableService: seen.stable.workload,
+		CanaryService: seen.canary.workload,
 		From:          s.Weights.LastAppliedTime.Add(analysis.Settle.Duration),
 		At:            now,
 	}

@@ -98,6 +98,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if seen.canary.fromZero { // what it has decides what it may get
+		if rollout, err = r.stored(ctx, rollout); err != nil {
+			return reconcile.Result{}, client.IgnoreNotFound(err)
+		}
+	}
 	if rollout.Spec.DryRun {
 		return r.tellPlan(ctx, rollout, seen)
 	}

@@ -160,28 +160,12 @@ func TestTransformerIsTheEntry(t *testing.T) {
 	}
 	settle(t, w, r)
 	vs := virtualService(t, w, name)
-	if !routing.VirtualServices.Mentions(vs, routing.ServiceHost("v2-transformer", w.Namespace)) ||
-		routing.VirtualServices.Mentions(vs, routing.ServiceHost("v2-predictor", w.Namespace)) {
+	at := func(service string) routing.Destination {
+		return routing.Destination{Host: routing.ServiceHost(service, w.Namespace)}
+	}
+	if !routing.VirtualServices.Mentions(vs, at("v2-transformer")) || routing.VirtualServices.Mentions(vs, at("v2-predictor")) {
 		t.Errorf("the canary is not reached by its transformer: %v", vs.Object["spec"])
 	}
-}
-
-func TestKnativeIsRefused(t *testing.T) {
-	w := newWorld(t)
-	r := newReconciler(w.Client, w)
-	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1))
-	var isvc kserve.InferenceService
-	if err := w.Client.Get(t.Context(), client.ObjectKey{Namespace: w.Namespace, Name: "v2"}, &isvc); err != nil {
-		t.Fatal(err)
-	}
-	isvc.Status.DeploymentMode = "Knative"
-	if err := w.Client.Status().Update(t.Context(), &isvc); err != nil {
-		t.Fatal(err)
-	}
-	do(t, w, rollout(nil))
-	settle(t, w, r)
-	wantStalled(t, w, name, v1alpha1.ReasonUnsupportedDeploymentMode)
-	wantWeights(t, w, "no VirtualService")
 }
 
 // TestDriftOfAnOwnedRoute: whatever anybody does to a VirtualService of ours is undone.

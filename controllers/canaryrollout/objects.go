@@ -11,6 +11,21 @@ import (
 	"serverless.xyz/outrigger/controllers/internal/kserve"
 )
 
+// gatewayService returns the Service that gives the route its host name where stable is reached by Knative's gateway.
+// Every caller comes to the gateway by it, which has the route, too.
+func gatewayService(rollout *v1alpha1.CanaryRollout, host string) *corev1ac.ServiceApplyConfiguration {
+	return corev1ac.Service(rollout.Name, rollout.Namespace).
+		WithLabels(map[string]string{v1alpha1.LabelInstance: rollout.Name}).
+		WithSpec(corev1ac.ServiceSpec().
+			WithType(corev1.ServiceTypeExternalName).
+			WithExternalName(host).
+			WithPorts(corev1ac.ServicePort().
+				WithName(servicePortName).
+				WithProtocol(corev1.ProtocolTCP).
+				WithPort(servicePort).
+				WithTargetPort(intstr.FromInt32(servicePort))))
+}
+
 // servicePort is the port of the Service that clients call.
 const servicePort = 80
 

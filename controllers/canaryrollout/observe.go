@@ -31,7 +31,10 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if err := r.observeRoutes(ctx, rollout, &seen); err != nil {
 		return seen, err
 	}
-	var err error
+	err := r.observeGateway(ctx, rollout, &seen)
+	if err != nil {
+		return seen, err
+	}
 	if seen.stable, err = r.side(ctx, rollout, rollout.Spec.Stable, seen); err != nil {
 		return seen, err
 	}
@@ -41,12 +44,14 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if seen.service, err = service(ctx, r.client, rollout.Namespace, rollout.Name); err != nil {
 		return seen, err
 	}
-	entry, err := service(ctx, r.sides, rollout.Namespace, seen.stable.entry.Service)
-	if err != nil {
-		return seen, err
-	}
-	if entry != nil && len(entry.Spec.Ports) > 0 {
-		seen.targetPort = &entry.Spec.Ports[0].TargetPort
+	if !seen.stable.entry.Knative {
+		entry, err := service(ctx, r.sides, rollout.Namespace, seen.stable.entry.Service)
+		if err != nil {
+			return seen, err
+		}
+		if entry != nil && len(entry.Spec.Ports) > 0 {
+			seen.targetPort = &entry.Spec.Ports[0].TargetPort
+		}
 	}
 	if err := r.observeOthers(ctx, rollout, &seen); err != nil {
 		return seen, err
@@ -97,7 +102,7 @@ func (r *Reconciler) side(
 	err := r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: of.InferenceService}, &isvc)
 	if apierrors.IsNotFound(err) {
 		return side{
-			of: of, entry: guessEntry(rollout, of, seen),
+			of: of, entry: guessEntry(rollout, of, seen), gateway: seen.gateway.host,
 			revision: v1alpha1.CanaryRevision{InferenceService: of.InferenceService, Variant: of.Variant},
 		}, nil
 	}
@@ -106,13 +111,19 @@ func (r *Reconciler) side(
 	}
 	one := side{
 		of: of, exists: isvc.DeletionTimestamp == nil && kserve.HasVariant(&isvc, of.Variant),
-		supported: kserve.UsesServices(&isvc), entry: kserve.EntryOf(&isvc, of.Variant),
+		supported: kserve.UsesServices(&isvc) || kserve.UsesKnative(&isvc), mode: isvc.Status.DeploymentMode,
+		entry: kserve.EntryOf(&isvc, of.Variant), gateway: seen.gateway.host,
 		transformed: kserve.Has(&isvc, v1alpha1.ComponentTransformer),
 	}
+	one.workload = one.entry.Service
 	if one.revision, err = kserve.RevisionOf(&isvc, of.Variant); err != nil {
 		return side{}, err
 	}
 	if one.exists && one.supported {
+		if one.entry.Knative {
+			err = r.observeRevisions(ctx, rollout.Namespace, kserve.ServingOf(&isvc), &one)
+			return one, err
+		}
 		if err = r.observeEndpoints(ctx, rollout.Namespace, &one); err == nil {
 			err = r.observePods(ctx, rollout.Namespace, &one)
 		}
@@ -123,7 +134,7 @@ func (r *Reconciler) side(
 func guessEntry(rollout *v1alpha1.CanaryRollout, of v1alpha1.RolloutSide, seen observed) kserve.Entry {
 	entries := kserve.GuessEntries(of.InferenceService, of.Variant)
 	for _, entry := range entries {
-		if mentions(seen, routing.ServiceHost(entry.Service, rollout.Namespace)) {
+		if mentions(seen, destination(rollout, side{entry: entry, gateway: seen.gateway.host})) {
 			return entry
 		}
 	}
@@ -144,30 +155,33 @@ func (r *Reconciler) observeEndpoints(ctx context.Context, namespace string, one
 	return nil
 }
 
-// observePods finds out by which names the pods of a side know their models, and from which templates they are made: from
-// those of all pods that are to stay, which are of both kinds while an update goes on.
+// observePods finds out what the pods of a side tell of it.
 func (r *Reconciler) observePods(ctx context.Context, namespace string, one *side) error {
-	var pods corev1.PodList
-	err := r.client.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(one.entry.Selector),
-		client.UnsafeDisableDeepCopy)
+	pods, err := r.podsBehind(ctx, namespace, one.entry)
 	if err != nil {
-		return fmt.Errorf("listing pods of Service %q: %w", one.entry.Service, err)
+		return err
 	}
-	for i := range pods.Items {
-		pod := &pods.Items[i]
+	one.learn(pods)
+	return nil
+}
+
+// learn finds out by which names the pods of a side know their models, and from which templates they are made: from
+// those of all pods that are to stay, which are of both kinds while an update goes on.
+func (s *side) learn(pods []corev1.Pod) {
+	for i := range pods {
+		pod := &pods[i]
 		if pod.DeletionTimestamp != nil {
 			continue
 		}
-		one.models = append(one.models, kserve.ModelNames(pod)...)
+		s.models = append(s.models, kserve.ModelNames(pod)...)
 		template := pod.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
 		if ended := pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded; template != "" && !ended {
-			one.templates = append(one.templates, template)
+			s.templates = append(s.templates, template)
 		}
 	}
-	slices.Sort(one.models)
-	slices.Sort(one.templates)
-	one.models, one.templates = slices.Compact(one.models), slices.Compact(one.templates)
-	return nil
+	slices.Sort(s.models)
+	slices.Sort(s.templates)
+	s.models, s.templates = slices.Compact(s.models), slices.Compact(s.templates)
 }
 
 // podsOf returns the ready endpoints of a Service's slices by their addresses, and how many are to stay and are not

@@ -46,6 +46,8 @@ type observed struct {
 	warmth Warmth
 	// now is when this was observed.
 	now time.Time
+	// gateway is Knative's, for sides in that mode.
+	gateway knativeGateway
 	// targetPort is where stable's pods take requests, nil while stable's Service does not exist.
 	targetPort *intstr.IntOrString
 	// rival has the better right to the route, nil if nobody has.
@@ -58,12 +60,18 @@ type side struct {
 	of v1alpha1.RolloutSide
 	// exists tells whether it exists and is to stay.
 	exists bool
-	// supported tells whether its requests enter by a Service.
+	// supported tells whether KServe's mode for it is one that is routed, and mode is that.
 	supported bool
+	mode      string
 	// transformed tells whether they go through a transformer first.
 	transformed bool
-	// entry is where requests enter it.
-	entry kserve.Entry
+	// entry is where requests enter it, and gateway the host of Knative's gateway, for an entry there.
+	entry   kserve.Entry
+	gateway string
+	// fromZero tells whether it may have no pod when a request comes, and gets one then.
+	fromZero bool
+	// workload is the Deployment behind the entry.
+	workload string
 	// ready is the number of ready endpoints behind the entry, and ill that of those that are to stay and are not ready.
 	ready, ill int32
 	// pods are the ready ones.
@@ -152,6 +160,7 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	}
 	p.weights, p.outcome = routing.Split(seen.asked, seen.stable.ready, canaryReady)
 	p.limit(rollout, seen)
+	p.keepFromCold(rollout, seen)
 	var err error
 	if p.colours, err = routing.Colours(rollout.Spec.Colours, seen.stable.ready, canaryReady); err != nil {
 		p.stalled = refused(err)
@@ -237,23 +246,7 @@ func refusal(rollout *v1alpha1.CanaryRollout, seen observed) error {
 			"%s %s/%s has this route already; change routing here or there, or delete one of the two",
 			seen.rival.Kind, seen.rival.Namespace, seen.rival.Name)
 	}
-	for _, one := range []side{seen.stable, seen.canary} {
-		switch {
-		case one.exists && !one.supported:
-			return status.Stalledf(
-				v1alpha1.ReasonUnsupportedDeploymentMode,
-				"InferenceService %q is not in deployment mode Standard; make it so with the annotation serving.kserve.io/deploymentMode",
-				one.of.InferenceService,
-			)
-		case one.of.Variant != "" && one.transformed:
-			return status.Stalledf(
-				v1alpha1.ReasonUnsupportedVariant,
-				"InferenceService %q has a transformer, through which the requests for all its variants go; remove the "+
-					"transformer, or make the variant %q an InferenceService of its own", one.of.InferenceService, one.of.Variant,
-			)
-		}
-	}
-	return nil
+	return unroutable(rollout, seen)
 }
 
 // withdrawn reports whether a rollout lost its host to one whose own route is in place: of two routes the older one is
@@ -273,10 +266,10 @@ func ownRoutes(rollout *v1alpha1.CanaryRollout, seen observed) []*unstructured.U
 	return routes
 }
 
-// mentions reports whether a route of the rollout's own leads to a host.
-func mentions(seen observed, host string) bool {
+// mentions reports whether a route of the rollout's own leads to a destination.
+func mentions(seen observed, to routing.Destination) bool {
 	for _, route := range []*unstructured.Unstructured{seen.route, seen.former} {
-		if route != nil && routing.ProviderOf(route).Mentions(route, host) {
+		if route != nil && routing.ProviderOf(route).Mentions(route, to) {
 			return true
 		}
 	}
@@ -286,7 +279,7 @@ func mentions(seen observed, host string) bool {
 // own plans a route of the rollout's own and, if clients have no host of theirs, the Service that they call.
 func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	stable, canary := destination(rollout, seen.stable), destination(rollout, seen.canary)
-	routed := len(ownRoutes(rollout, seen)) > 0 && mentions(seen, stable.Host)
+	routed := len(ownRoutes(rollout, seen)) > 0 && mentions(seen, stable)
 	if seen.stable.ready == 0 && !routed {
 		p.hold(seen.stable)
 		return
@@ -299,6 +292,10 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	delegate := rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate
 	if !delegate {
 		route.Hosts, route.Gateways = routing.Hosts(rollout), rollout.Spec.Routing.Gateways
+	}
+	if !delegate && seen.stable.entry.Knative && len(rollout.Spec.Routing.Hosts)+len(rollout.Spec.Routing.Gateways) == 0 {
+		// Callers outside the mesh come to the gateway, by the rollout's Service.
+		route.Gateways = []string{routing.Mesh, seen.gateway.gateway}
 	}
 	rendered, err := seen.provider.Render(route)
 	if err != nil {
@@ -317,6 +314,8 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	switch {
 	case delegate, len(rollout.Spec.Routing.Hosts) > 0:
 		p.pruneService = owns(rollout, seen.service)
+	case seen.stable.entry.Knative:
+		p.service = gatewayService(rollout, seen.gateway.host)
 	case seen.targetPort != nil:
 		p.service = frontService(rollout, seen.stable.entry, *seen.targetPort)
 	}
@@ -366,9 +365,11 @@ func refused(err error) error {
 
 // destination returns where a side is reached.
 func destination(rollout *v1alpha1.CanaryRollout, one side) routing.Destination {
-	return routing.Destination{
-		Host: routing.ServiceHost(one.entry.Service, rollout.Namespace), Port: one.entry.Port,
+	host := routing.ServiceHost(one.entry.Service, rollout.Namespace)
+	if one.entry.Knative {
+		return routing.Destination{Host: one.gateway, Port: one.entry.Port, Authority: host}
 	}
+	return routing.Destination{Host: host, Port: one.entry.Port}
 }
 
 // owns reports whether an object exists and was made for this rollout.

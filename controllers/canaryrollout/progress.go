@@ -27,6 +27,11 @@ func (r *Reconciler) current(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if s := rollout.Spec; s.Strategy == nil && s.Capacity == nil && s.Warmup == nil && rollout.Status.Phase == "" {
 		return rollout, nil
 	}
+	return r.stored(ctx, rollout)
+}
+
+// stored returns a rollout as it is stored now.
+func (r *Reconciler) stored(ctx context.Context, rollout *v1alpha1.CanaryRollout) (*v1alpha1.CanaryRollout, error) {
 	var stored v1alpha1.CanaryRollout
 	if err := r.live.Get(ctx, client.ObjectKeyFromObject(rollout), &stored); err != nil {
 		return nil, fmt.Errorf("reading the rollout past the cache: %w", err)

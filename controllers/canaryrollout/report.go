@@ -109,6 +109,11 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	case p.outcome == routing.OutcomeNoneReady:
 		return failed(v1alpha1.ConditionReady, notReady,
 			titleOf(rollout.Spec.Stable)+" has no ready pod, and no other may stand in for it.")
+	case p.outcome == routing.OutcomeCanaryFromZero:
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryScalesToZero, fmt.Sprintf(
+			"%s gets %d of the %d percent asked, because its minReplicas is 0 and its first requests would wait for a pod to "+
+				"start; set minReplicas to 1 at least while it takes traffic.",
+			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary))
 	case p.outcome == routing.OutcomeCanaryAtCapacity:
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryAtCapacity, fmt.Sprintf(
 			"%s gets %d of the %d percent asked, because its ready pods carry no more; "+

@@ -190,7 +190,7 @@ func byClaim(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
 }
 
 // byRoute: a route concerns the rollout that owns or adopts it, or to whose it delegates, those that want its hosts, and
-// those whose stable InferenceService KServe made it for.
+// those whose InferenceServices KServe made it for.
 func byRoute(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
 	route, ok := object.(*unstructured.Unstructured)
 	if !ok {
@@ -198,7 +198,10 @@ func byRoute(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
 	}
 	if route.GetNamespace() == rollout.Namespace {
 		ref, _ := routing.Adopted(rollout)
-		if slices.Contains([]string{rollout.Name, ref.Name, rollout.Spec.Stable.InferenceService}, route.GetName()) {
+		if slices.Contains(
+			[]string{rollout.Name, ref.Name, rollout.Spec.Stable.InferenceService, rollout.Spec.Canary.InferenceService},
+			route.GetName(),
+		) {
 			return true
 		}
 	}
@@ -251,7 +254,10 @@ func readOfInferenceService(object client.Object) any {
 	if !ok {
 		return nil
 	}
-	return []any{kserve.EntryOf(isvc, ""), kserve.UsesServices(isvc), isvc.DeletionTimestamp == nil, isvc.UID, isvc.Generation}
+	return []any{
+		kserve.EntryOf(isvc, ""), isvc.Status.DeploymentMode, kserve.ServingOf(isvc),
+		isvc.DeletionTimestamp == nil, isvc.UID, isvc.Generation,
+	}
 }
 
 func readOfPod(object client.Object) any {
@@ -259,7 +265,11 @@ func readOfPod(object client.Object) any {
 	if !ok {
 		return nil
 	}
-	return []any{kserve.ModelNames(pod), pod.DeletionTimestamp == nil}
+	read := []any{kserve.ModelNames(pod), pod.DeletionTimestamp == nil}
+	if kserve.IsOfRevision(pod.Labels) { // the others are counted by their endpoints
+		read = append(read, isReady(pod), pod.Status.PodIP, pod.Status.Phase)
+	}
+	return read
 }
 
 func readOfService(object client.Object) any {

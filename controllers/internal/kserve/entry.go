@@ -11,13 +11,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Entry is the Service at which requests for an InferenceService enter it, in KServe's Standard mode: that of the
-// transformer if there is one, of the predictor otherwise.
+// Entry is where requests for an InferenceService enter it: at its transformer if there is one, at its predictor
+// otherwise.
 type Entry struct {
-	// Service is its name.
+	// Service is the name of its Service, which in Knative mode is the name by which Knative's gateway knows it.
 	Service string
-	// Port is its first port.
+	// Port is the first port of the Service, or that of the gateway.
 	Port int32
+	// Knative tells whether requests enter by Knative's gateway and not by a Service in front of the pods.
+	Knative bool
 	// Selector picks the pods behind it. It is not the pair of labels by which KServe finds, and deletes, what it takes
 	// for its own.
 	Selector map[string]string
@@ -25,13 +27,18 @@ type Entry struct {
 
 // EntryOf returns the entry of an InferenceService or, if variant is not empty, of that variant of its predictor.
 func EntryOf(isvc *InferenceService, variant string) Entry {
+	predictor := PredictorService(isvc)
 	switch {
+	case UsesKnative(isvc) && isvc.Spec.Transformer != nil:
+		return knativeEntry(isvc.Name, constants.TransformerServiceName(isvc.Name), v1beta1.TransformerComponent)
+	case UsesKnative(isvc):
+		return knativeEntry(isvc.Name, predictor, v1beta1.PredictorComponent)
 	case variant != "":
 		return entry(constants.PredictorServiceName(isvc.Name, variant))
 	case isvc.Spec.Transformer != nil:
 		return entry(constants.TransformerServiceName(isvc.Name))
 	default:
-		return entry(PredictorService(isvc))
+		return entry(predictor)
 	}
 }
 
@@ -57,7 +64,12 @@ func GuessEntries(name, variant string) []Entry {
 	if variant != "" {
 		return []Entry{entry(constants.PredictorServiceName(name, variant))}
 	}
-	return []Entry{entry(constants.PredictorServiceName(name)), entry(constants.TransformerServiceName(name))}
+	predictor, transformer := constants.PredictorServiceName(name), constants.TransformerServiceName(name)
+	return []Entry{
+		entry(predictor), entry(transformer),
+		knativeEntry(name, predictor, v1beta1.PredictorComponent),
+		knativeEntry(name, transformer, v1beta1.TransformerComponent),
+	}
 }
 
 func entry(service string) Entry {

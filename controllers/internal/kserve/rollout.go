@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/kserve/kserve/pkg/constants"
-
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
 
@@ -42,4 +40,4 @@ func RolloutPatch(isvc *InferenceService, component v1alpha1.Component, value st
 
 // IsOfRevision reports whether a pod with these labels belongs to a revision of Knative's, which may be kept beside
 // newer ones for as long as its user likes.
-func IsOfRevision(labels map[string]string) bool { return labels[constants.RevisionLabel] != "" }
+func IsOfRevision(labels map[string]string) bool { return RevisionOfPod(labels) != "" }
