@@ -101,7 +101,7 @@ func (c *Command) verb() (string, []string) {
 
 // misusedPull says what is wrong with a command line, also to Kubernetes.
 func (c *Command) misusedPull(err error) ExitCode {
-	c.misused("pull", err)
+	c.refer("pull")
 	opts := Options{TerminationLog: firstOf(c.Getenv("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog)}
 	return c.end(c.logger(c.Getenv("PRELOADER_LOG") == "json"), opts, &Report{}, err)
 }
@@ -167,7 +167,7 @@ func (c *Command) end(log *slog.Logger, opts Options, report *Report, err error)
 		log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))
 		return failure.Code
 	}
-	log.Info("Model ready: "+report.summary(), "retries", report.Retries)
+	log.Info("Model ready: "+report.summary(), "retries", report.Retries, "digests", strings.Join(report.Digests, ","))
 	return ExitOK
 }
 

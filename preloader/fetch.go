@@ -28,6 +28,8 @@ type engine struct {
 	log      *slog.Logger
 	progress *progress
 	policy   ioPolicy
+	// sums are digests that the model brings along.
+	sums sums
 	// shelf is where files of this node are found and kept; nil if there is none.
 	shelf *shelf
 	// back bounds the pages on their way to disk; nil if nothing does.
@@ -453,6 +455,7 @@ func (e *engine) prove(ctx context.Context, f *file, o object, src source) error
 	if err != nil {
 		return exhausted("reading the checksum of "+f.uri, 1, err)
 	}
+	p = e.sums.prove(p, f.rel)
 	if e.opts.Verify == VerifyRequire && p.evidence == EvidenceSize {
 		return &ExitError{
 			Code: ExitIntegrity, Reason: "NoChecksum", Cause: f.uri + " has no checksum that can be checked",

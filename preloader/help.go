@@ -23,7 +23,7 @@ const pairArgs = "SOURCE DIRECTORY [SOURCE DIRECTORY ...]"
 
 var commands = []usage{
 	{
-		name: "pull", args: pairArgs, what: "fetch models; also what the pairs alone do",
+		name: "pull", args: pairArgs, what: "fetch models; pairs without a command do the same",
 		about: `A SOURCE is s3://bucket/path, an object or a folder with all objects below it, or a local path, which is
 linked. A model that is a single tar or zip is unpacked. Run it again and it goes on where it stopped.`,
 		examples: []string{
@@ -201,6 +201,12 @@ func (c *Command) help(args []string) ExitCode {
 
 // misused says what is wrong with a command line, and where to read on.
 func (c *Command) misused(verb string, err error) ExitCode {
-	fmt.Fprintf(c.Stderr, "preloader: %v\nUsage: %s\nRun 'preloader help %s' for more.\n", err, usageOf(verb).synopsis(), verb)
+	fmt.Fprintf(c.Stderr, "preloader: %v\n", err)
+	c.refer(verb)
 	return ExitUsage
+}
+
+// refer says how a command is used, and where to read on.
+func (c *Command) refer(verb string) {
+	fmt.Fprintf(c.Stderr, "Usage: %s\nRun 'preloader help %s' for more.\n", usageOf(verb).synopsis(), verb)
 }

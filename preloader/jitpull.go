@@ -183,6 +183,7 @@ func (c *caches) fetch(ctx context.Context, m *jitcache.Manifest, report *CacheR
 		ctx,
 		opts,
 		Pair{Source: c.uri(c.home() + m.ArchiveName()), Dest: path.Join(opts.JIT.Dir, jitFetched)},
+		"",
 		c.log,
 		one,
 	)

@@ -101,29 +101,35 @@ func (p *pull) readIndexes(ctx context.Context, entries []entry) error {
 	return nil
 }
 
-// readIndex reads an index where it is: in place, or in the store.
-func (p *pull) readIndex(ctx context.Context, e entry) ([]string, error) {
+// readIndex returns what an index names.
+func (p *pull) readIndex(ctx context.Context, e entry) (shards []string, err error) {
+	err = p.readWhole(ctx, e, func(r io.Reader) (err error) {
+		shards, err = safetensors.IndexFiles(r)
+		return err
+	})
+	return shards, err
+}
+
+// readWhole reads a small file where it is: in place, or in the store.
+func (p *pull) readWhole(ctx context.Context, e entry, take func(io.Reader) error) error {
 	if p.current(&e) {
 		f, err := p.store.root.Open(e.rel)
 		if err == nil {
 			defer f.Close() //nolint:errcheck // only read
-			return safetensors.IndexFiles(f)
+			return take(f)
 		}
 	}
-	var shards []string
-	err := p.src.read(ctx, e.object, span{n: e.object.size}, func(r io.Reader, answered object) error {
+	return p.src.read(ctx, e.object, span{n: e.object.size}, func(r io.Reader, answered object) error {
 		o := e.object
 		o.answer = answered.answer
 		sum := &summed{r: r}
-		var verdict error
-		shards, verdict = safetensors.IndexFiles(sum)
+		verdict := take(sum)
 		if _, err := io.Copy(io.Discard, sum); err != nil {
 			return err
 		}
 		// Bytes that were damaged on the way say nothing about the index.
 		return cmp.Or(sum.meets(o), verdict)
 	})
-	return shards, err
 }
 
 // summed computes the checks that S3 may have of what is read through it.

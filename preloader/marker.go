@@ -69,7 +69,7 @@ func (r *FileRecord) share() {
 	if kind := crc.ByName(r.CRC); kind != nil {
 		r.CRC = kind.Name
 	}
-	for _, known := range []Evidence{EvidenceChecksum, EvidenceParts, EvidenceMD5, EvidenceSize} {
+	for _, known := range []Evidence{EvidenceChecksum, EvidenceParts, EvidenceMD5, EvidenceSums, EvidenceSize} {
 		if r.Evidence == known {
 			r.Evidence = known
 		}

@@ -5,6 +5,7 @@ package preloader
 import (
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -88,6 +89,13 @@ type Options struct {
 	// fetched again.
 	Resume bool
 
+	// Pins are digests of the content that is asked for, by pair; empty for any.
+	Pins []string
+	// RequesterPays has the requests paid by whoever makes them, and BucketOwner is the
+	// account that must own the bucket; empty for any.
+	RequesterPays bool
+	BucketOwner   string
+
 	// ArchiveSize bounds what a model that is one archive may come to when it is
 	// unpacked, in bytes; 0 stands for a hundred times its own length, and 1 GiB at
 	// least. ArchiveFiles bounds its files, folders and links together.
@@ -150,10 +158,14 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 			Allow:  parsePatterns(env.get("STORAGE_ALLOW_PATTERNS")),
 			Ignore: parsePatterns(env.get("STORAGE_IGNORE_PATTERNS")),
 		},
+		BucketOwner:    strings.TrimSpace(env.get("PRELOADER_BUCKET_OWNER")),
 		NodeCache:      env.get("PRELOADER_NODE_CACHE"),
 		TerminationLog: firstOf(env.get("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog),
 	}
 	opts.Endpoint = env.endpoint()
+	if at, err := url.Parse(opts.Endpoint); opts.Endpoint != "" && (err != nil || at.Host == "" || !strings.HasPrefix(at.Scheme, "http")) {
+		return Options{}, configFailure("Write it as https://host:port.", "the endpoint %q (AWS_ENDPOINT_URL) is no address", opts.Endpoint)
+	}
 	opts.VerifyTLS = !isFalse(env.get("S3_VERIFY_SSL"))
 	if opts.VerifyTLS {
 		opts.CABundle = env.caBundle()
@@ -166,6 +178,9 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 	}
 	if opts.Metrics, err = parseMetrics(env.get("PRELOADER_METRICS")); err != nil {
 		return Options{}, configFailure("Correct it or leave it out.", "environment variable PRELOADER_METRICS: %v", err)
+	}
+	if opts.Pins, err = parsePins(env.get("PRELOADER_PIN")); err != nil {
+		return Options{}, configFailure("Correct it or leave it out.", "environment variable PRELOADER_PIN: %v", err)
 	}
 	err = env.readWords(&opts)
 	return opts, err
@@ -221,24 +236,21 @@ func overlayStorageConfig(getenv func(string) string) (environment, error) {
 // S3_ENDPOINT, a host without a scheme, counts only where that is missing. The
 // legacy global address stands for AWS itself, which routes by region.
 func (e environment) endpoint() string {
-	url := firstOf(e.get("AWS_ENDPOINT_URL_S3"), e.get("AWS_ENDPOINT_URL"))
-	if v := e.get("AWS_ENDPOINT_URL"); v != "" {
-		url = v
-	}
-	if host := e.get("S3_ENDPOINT"); url == "" && host != "" {
+	at := firstOf(e.get("AWS_ENDPOINT_URL"), e.get("AWS_ENDPOINT_URL_S3"))
+	if host := e.get("S3_ENDPOINT"); at == "" && host != "" {
 		scheme := "https://"
 		if isFalse(e.get("S3_USE_HTTPS")) {
 			scheme = "http://"
 		}
-		url = scheme + host
+		at = scheme + host
 		if strings.Contains(host, "://") {
-			url = host
+			at = host
 		}
 	}
-	if strings.TrimSuffix(url, "/") == "https://s3.amazonaws.com" {
+	if strings.TrimSuffix(at, "/") == "https://s3.amazonaws.com" {
 		return ""
 	}
-	return url
+	return at
 }
 
 func (e environment) caBundle() string {
@@ -315,6 +327,7 @@ func (e environment) readWords(opts *Options) error {
 		{"PRELOADER_VERIFY", []string{"auto", "require", "off"}, func(v string) { opts.Verify = VerifyMode(v) }},
 		{"PRELOADER_IO", []string{"auto", "warm", "bounded", "direct"}, func(v string) { opts.IO = IOMode(v) }},
 		{"PRELOADER_PREFIX_MODE", []string{"directory", "kserve"}, func(v string) { opts.SiblingPrefixes = v == "kserve" }},
+		{"PRELOADER_REQUESTER_PAYS", []string{"off", "on"}, func(v string) { opts.RequesterPays = v == "on" }},
 		{"PRELOADER_RESUME", []string{"on", "off"}, func(v string) { opts.Resume = v == "on" }},
 		{"PRELOADER_SELECT", []string{"all", "safetensors"}, func(v string) { opts.Select = SelectMode(v) }},
 		{"PRELOADER_LINT", []string{"on", "off"}, func(v string) { opts.Lint = v == "on" }},

@@ -173,6 +173,15 @@ func TestOptionsFromEnvNameTheVariableThatIsWrong(t *testing.T) {
 		"STORAGE_CONFIG":          "{",
 		"STORAGE_OVERRIDE_CONFIG": "[]",
 		"CONFIDENTIAL_ENABLED":    "true",
+
+		"PRELOADER_NODE_CACHE_WAIT": "-1s",
+		"PRELOADER_ARCHIVE_SIZE":    "huge",
+		"PRELOADER_ARCHIVE_FILES":   "0",
+		"PRELOADER_GPU_GRACE":       "soon",
+		"PRELOADER_GPU_HOST_MEMORY": "some",
+		"PRELOADER_REQUESTER_PAYS":  "perhaps",
+		"PRELOADER_PIN":             "sha256:short",
+		"AWS_ENDPOINT_URL":          "minio:9000",
 	}
 	for name, value := range wrong {
 		_, err := OptionsFromEnv(func(n string) string { return settings{name: value}[n] })

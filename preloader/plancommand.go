@@ -230,6 +230,9 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 	diskErr := m.disk(p, plan, files)
 	policy, policyErr := p.choosePolicy()
 	plan.IO, plan.Why = policy.mode, policy.why
+	if p.sums, err = p.readSums(ctx, entries); err != nil {
+		return err
+	}
 	proveErr := m.prove(ctx, p, plan, files)
 	if err := cmp.Or(diskErr, policyErr, proveErr); err != nil {
 		return err
@@ -317,7 +320,7 @@ func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*f
 		took := time.Since(start)
 		f.begin()
 		f.object = now
-		err = (&engine{src: p.src, opts: m.opts}).prove(ctx, f, now, p.src)
+		err = (&engine{src: p.src, opts: m.opts, sums: p.sums}).prove(ctx, f, now, p.src)
 		mu.Lock()
 		defer mu.Unlock()
 		m.pace.answers = append(m.pace.answers, took)
@@ -501,7 +504,7 @@ func (plan *PairPlan) describe(b *strings.Builder) {
 
 func (plan *PairPlan) describeEvidence(b *strings.Builder) {
 	var rungs []string
-	for _, e := range []Evidence{EvidenceChecksum, EvidenceParts, EvidenceMD5, EvidenceSize} {
+	for _, e := range []Evidence{EvidenceChecksum, EvidenceParts, EvidenceMD5, EvidenceSums, EvidenceSize} {
 		if n := plan.Evidence[e]; n > 0 {
 			rungs = append(rungs, fmt.Sprintf("%s %d", e, n))
 		}

@@ -33,10 +33,14 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 	}
 	opts = opts.settled()
 	total := &Report{}
-	for _, pair := range pairs {
+	for i, pair := range pairs {
 		start := time.Now()
 		one := Report{}
-		err := pullPair(ctx, opts, pair, log, &one)
+		pin := ""
+		if i < len(opts.Pins) {
+			pin = opts.Pins[i]
+		}
+		err := pullPair(ctx, opts, pair, pin, log, &one)
 		one.Seconds = time.Since(start).Seconds()
 		total.add(one)
 		if err != nil {
@@ -68,7 +72,7 @@ func (o Options) settled() Options {
 	return o
 }
 
-func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, report *Report) error {
+func pullPair(ctx context.Context, opts Options, pair Pair, pin string, log *slog.Logger, report *Report) error {
 	at, err := parseSource(pair.Source)
 	if err != nil {
 		return err
@@ -81,13 +85,16 @@ func pullPair(ctx context.Context, opts Options, pair Pair, log *slog.Logger, re
 		return linkLocal(ctx, at.path, pair.Dest, opts, log, report)
 	case sourceS3:
 	}
+	p := &pull{opts: opts, at: at, pair: pair, pin: pin, log: log, report: report, progress: &progress{}}
+	opts.Meter.watch(p.progress)
+	if done, err := p.pinnedInPlace(ctx); done || err != nil {
+		return err
+	}
 	client, err := newS3Client(ctx, opts, opts.Conns)
 	if err != nil {
 		return err
 	}
-	p := &pull{opts: opts, at: at, pair: pair, log: log, report: report, progress: &progress{}}
 	p.connect(client)
-	opts.Meter.watch(p.progress)
 	return p.run(ctx)
 }
 
@@ -108,9 +115,11 @@ func (p *pull) connect(client *s3.Client) {
 
 // pull is the state of fetching one pair.
 type pull struct {
-	opts     Options
-	at       location
-	pair     Pair
+	opts Options
+	at   location
+	pair Pair
+	// pin is the digest that is asked for, or empty.
+	pin      string
 	log      *slog.Logger
 	report   *Report
 	src      patient
@@ -128,18 +137,24 @@ type pull struct {
 	listed []entry
 	// shape is what the model says about itself.
 	shape shape
+	// sums are digests that the model brings along.
+	sums sums
 	// shelf is the node's cache while files are being fetched, or nil.
 	shelf *shelf
 	// looksOnly means that nothing may be written: it is a plan.
 	looksOnly bool
 }
 
-func (p *pull) run(ctx context.Context) error {
-	var err error
+// open opens the directory.
+func (p *pull) open(ctx context.Context) (err error) {
 	p.store, err = openStore(ctx, p.pair.Dest, func() {
 		p.log.Info("Waiting for another preloader in the same directory", "directory", p.pair.Dest)
 	})
-	if err != nil {
+	return err
+}
+
+func (p *pull) run(ctx context.Context) error {
+	if err := p.open(ctx); err != nil {
 		return err
 	}
 	defer p.store.close()
@@ -163,9 +178,12 @@ func (p *pull) run(ctx context.Context) error {
 	if len(files) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
 		p.log.Info("Everything is in place already", "files", len(entries))
 		p.measureCache()
-		return nil
+		return p.meetsPin()
 	}
 	if err := p.lint(ctx, entries, files); err != nil {
+		return err
+	}
+	if p.sums, err = p.readSums(ctx, entries); err != nil {
 		return err
 	}
 	if err := p.fetch(ctx, files, marker); err != nil {
@@ -376,6 +394,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 	}
 	engine := &engine{
 		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
+		sums:     p.sums,
 		shelf:    p.shelf,
 		throttle: p.throttle,
 	}
@@ -449,6 +468,9 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 		}
 	}
 	p.measureCache()
+	if err := p.meetsPin(); err != nil {
+		return err
+	}
 	if err := writeMarker(p.store.root, next, p.keep); err != nil {
 		return diskFailure(p.store.dir, err)
 	}

@@ -3,6 +3,7 @@
 package preloader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -34,7 +35,8 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 	at := slices.IndexFunc(entries, func(e entry) bool { return e.rel == sole })
 	if old := p.unpackedBefore(entries[at], marker); old != nil {
 		p.log.Info("Everything is in place already", "archive", sole, "files", p.report.Files)
-		return p.removeArchive(old)
+		p.keep = p.saved.done
+		return cmp.Or(p.meetsPin(), p.removeArchive(old))
 	}
 	files := p.missing(entries)
 	p.tally(entries)

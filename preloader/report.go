@@ -37,6 +37,8 @@ type Report struct {
 	// Cached counts bytes of files in place that are in the page cache, of files
 	// of 1 MiB or more; absent if the kernel does not tell.
 	Cached *int64 `json:"cached,omitempty"`
+	// Digests name the content that is in place for each source from S3.
+	Digests []string `json:"digests,omitempty"`
 	// Evidence counts files by why they are believed, for all files in place.
 	Evidence map[Evidence]int `json:"evidence,omitempty"`
 	// GPU is the verdict on the pod's GPUs, if one was asked for.
@@ -60,6 +62,7 @@ func (r *Report) add(o Report) {
 		r.LeftOut.Files += o.LeftOut.Files
 		r.LeftOut.Bytes += o.LeftOut.Bytes
 	}
+	r.Digests = append(r.Digests, o.Digests...)
 	r.Retries += o.Retries
 	r.Overtaken += o.Overtaken
 	r.Seconds += o.Seconds

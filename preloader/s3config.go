@@ -69,6 +69,9 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 			o.UsePathStyle = !opts.VirtualHosted
 		}
 		o.UseAccelerate = opts.Accelerate
+		for name, value := range opts.headers() {
+			o.APIOptions = append(o.APIOptions, smithyhttp.AddHeaderValue(name, value))
+		}
 		if isGoogle(opts.Endpoint) {
 			o.APIOptions = append(o.APIOptions, leaveEncodingUnsigned)
 		}
@@ -77,6 +80,23 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 		o.Retryer = aws.NopRetryer{}
 		o.DisableLogOutputChecksumValidationSkipped = true
 	}), nil
+}
+
+const (
+	headerPayer = "X-Amz-Request-Payer"
+	headerOwner = "X-Amz-Expected-Bucket-Owner"
+)
+
+// headers are those that every request carries.
+func (o Options) headers() map[string]string {
+	all := map[string]string{}
+	if o.RequesterPays {
+		all[headerPayer] = "requester"
+	}
+	if o.BucketOwner != "" {
+		all[headerOwner] = o.BucketOwner
+	}
+	return all
 }
 
 // isGoogle reports whether an endpoint is Google Cloud Storage's S3 interface.

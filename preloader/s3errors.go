@@ -24,6 +24,9 @@ func (s *s3Source) explain(err error, what string) error {
 	if f := explainTLS(err); f != nil {
 		return f
 	}
+	if unsent, ok := errors.AsType[*smithyhttp.RequestSendError](err); ok {
+		return unsent.Err // all that the SDK puts around it says nothing
+	}
 	var answer *smithyhttp.ResponseError
 	if !errors.As(err, &answer) {
 		return err

@@ -48,8 +48,13 @@ func parseSource(uri string) (location, error) {
 		return location{kind: sourceMounted}, nil
 	}
 	rest, isS3 := strings.CutPrefix(uri, "s3://")
-	if !isS3 {
-		scheme, _, _ := strings.Cut(uri, "://")
+	scheme, _, hasScheme := strings.Cut(uri, "://")
+	switch {
+	case strings.HasPrefix(uri, "/"):
+		return location{}, noLocalPath(uri, statErr)
+	case !hasScheme:
+		return location{}, configFailure("Write it as s3://bucket/path.", "source %q is neither a URI nor a path that exists", uri)
+	case !isS3:
 		return location{}, configFailure(
 			"Leave this service to KServe's default storage initializer; the preloader takes s3:// and local paths.",
 			"source %q has a scheme that the preloader does not serve (%s)", uri, scheme)

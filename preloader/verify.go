@@ -34,6 +34,9 @@ const (
 	// EvidenceMD5 means that the MD5 in the ETag was met: that of the object, or
 	// of the MD5s of its pieces.
 	EvidenceMD5 Evidence = "md5-etag"
+	// EvidenceSums means that the digest in the model's own SHA256SUMS was met, where
+	// the store has no checksum.
+	EvidenceSums Evidence = "sha256sums"
 	// EvidenceSize means that size and version were met, and nothing else was
 	// at hand or wanted.
 	EvidenceSize Evidence = "size-and-version"
@@ -48,6 +51,8 @@ func (e Evidence) rank() int {
 		return 2
 	case EvidenceMD5:
 		return 3
+	case EvidenceSums:
+		return 4
 	case EvidenceSize:
 		return 5
 	}
@@ -213,7 +218,11 @@ func (p proof) check(segments []segment, size int64, r io.ReaderAt, buf []byte) 
 		return fmt.Errorf("reading the file back: %w", err)
 	}
 	if !bytes.Equal(got, p.want) {
-		return &corruptError{fmt.Sprintf("its checksum is %x, the store says %x", got, p.want)}
+		says := "the store"
+		if p.evidence == EvidenceSums {
+			says = sumsName
+		}
+		return &corruptError{fmt.Sprintf("its checksum is %x, %s says %x", got, says, p.want)}
 	}
 	return nil
 }

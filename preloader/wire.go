@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -38,6 +39,8 @@ type wire struct {
 	region, service string
 	signer          *v4.Signer
 	transport       *http.Transport
+	// headers are those that every request carries.
+	headers http.Header
 }
 
 // emptyHash is the SHA256 of nothing, which a request without a body declares.
@@ -63,7 +66,12 @@ func newWire(ctx context.Context, s *s3Source) *wire {
 	if proxy, err := w.proxy(r); !found || proxy || err != nil || r.Host != "" && r.Host != r.URL.Host {
 		return nil
 	}
-	w.prefix = prefix
+	w.prefix, w.headers = prefix, http.Header{}
+	for _, name := range []string{headerPayer, headerOwner} {
+		if v := r.Header.Values(name); len(v) > 0 {
+			w.headers[name] = v
+		}
+	}
 	switch signature := r.Header.Get("Authorization"); {
 	case r.Header.Get("X-Amz-S3session-Token") != "":
 		return nil
@@ -129,6 +137,7 @@ func (w *wire) request(ctx context.Context, o object, part span) (*http.Request,
 		Method: http.MethodGet, URL: &at, Host: at.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{"X-Amz-Content-Sha256": {emptyHash}},
 	}
+	maps.Copy(r.Header, w.headers)
 	if tag := o.ifMatch(); tag != nil {
 		r.Header["If-Match"] = []string{*tag}
 	}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package preloader
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"path"
+	"strings"
+)
+
+// sumsName is a file at the top of a model that lists digests of its files, as sha256sum
+// writes them. Where the store itself has no checksum of a file, its digest is evidence.
+const sumsName = "SHA256SUMS"
+
+// largestSums bounds what is read of it.
+const largestSums = 16 * mebibyte
+
+// sums are SHA-256 digests by path.
+type sums map[string][sha256.Size]byte
+
+// parseSums reads lines of a digest and a path. What is no such line says nothing.
+func parseSums(r io.Reader) (sums, error) {
+	found := sums{}
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		digest, name, ok := strings.Cut(strings.TrimSpace(lines.Text()), " ")
+		raw, err := hex.DecodeString(digest)
+		// A space or an asterisk, for text or binary, comes before the name.
+		name = strings.TrimLeft(strings.TrimPrefix(strings.TrimLeft(name, " "), "*"), " ")
+		if !ok || err != nil || len(raw) != sha256.Size || name == "" {
+			continue
+		}
+		found[path.Clean(name)] = [sha256.Size]byte(raw)
+	}
+	return found, lines.Err()
+}
+
+// readSums reads the digests that the model brings along, if it does and they may matter.
+func (p *pull) readSums(ctx context.Context, entries []entry) (sums, error) {
+	e := find(entries, sumsName)
+	if e == nil || p.opts.Verify == VerifyOff || e.object.size > largestSums {
+		return nil, nil
+	}
+	var found sums
+	err := p.readWhole(ctx, *e, func(r io.Reader) (err error) {
+		found, err = parseSums(r)
+		return err
+	})
+	return found, err
+}
+
+// prove lets a digest take the place of a proof that is none.
+func (s sums) prove(p proof, rel string) proof {
+	if want, ok := s[rel]; ok && p.evidence == EvidenceSize {
+		p.evidence, p.digest, p.want, p.cut = EvidenceSums, sha256.New, want[:], 0
+	}
+	return p
+}
