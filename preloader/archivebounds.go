@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 	"os"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // archiveBounds bound what comes out of an archive: a few kilobytes can be made to
@@ -88,7 +90,7 @@ func (a *allowance) room(size int64) error {
 	return &ExitError{
 		Code: ExitNoSpace, Reason: "NoSpace",
 		Cause: fmt.Sprintf("unpacking %s needs at least %s more in %s, which has room for %s",
-			a.name, formatBytes(size), a.store.dir, formatBytes(free)),
+			a.name, quantity.FormatBytes(size), a.store.dir, quantity.FormatBytes(free)),
 		Advice: "Give the volume room for the archive and for what it holds.",
 	}
 }
@@ -96,7 +98,7 @@ func (a *allowance) room(size int64) error {
 func (a *allowance) tooLarge() error {
 	return &ExitError{
 		Code: ExitNoSpace, Reason: "TooLarge",
-		Cause:  fmt.Sprintf("archive %s comes to more than %s when it is unpacked", a.name, formatBytes(a.size)),
+		Cause:  fmt.Sprintf("archive %s comes to more than %s when it is unpacked", a.name, quantity.FormatBytes(a.size)),
 		Advice: "If that is right, set PRELOADER_ARCHIVE_SIZE to what it comes to.",
 	}
 }

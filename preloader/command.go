@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // Command is the command line: arguments without the program's name, the
@@ -204,7 +206,7 @@ func (c *Command) verify(ctx context.Context, args []string) ExitCode {
 		return failure.Code
 	}
 	log.Info("Every file is as it was fetched", "directory", args[0],
-		"files", len(marker.Files), "bytes", formatBytes(marker.Bytes))
+		"files", len(marker.Files), "bytes", quantity.FormatBytes(marker.Bytes))
 	return ExitOK
 }
 

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // crew is the connections of a run, each with a buffer of its own outside the
@@ -40,7 +42,7 @@ func (c *crew) run(conns, more int, work func(buf []byte)) error {
 	size := conns*bufferSize + more*extraBuffer
 	arena, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
-		return fmt.Errorf("reserving %s of buffers: %w", formatBytes(int64(size)), err)
+		return fmt.Errorf("reserving %s of buffers: %w", quantity.FormatBytes(int64(size)), err)
 	}
 	cut := func(n int) []byte {
 		buf := arena[:n:n]

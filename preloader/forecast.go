@@ -8,6 +8,8 @@ import (
 	"io"
 	"slices"
 	"time"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // Forecast is how fast a pull may be, and what would hold it back. It rests on
@@ -117,5 +119,5 @@ func (f *Forecast) String() string {
 	}[f.Bottleneck]
 	took := time.Duration(f.Seconds * float64(time.Second)).Round(10 * time.Millisecond)
 	return fmt.Sprintf("about %v at %s/s, %s; a disk slower than that would hold it back instead",
-		took, formatBytes(int64(f.BytesPerSecond)), held)
+		took, quantity.FormatBytes(int64(f.BytesPerSecond)), held)
 }

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // GPUMode says what is done about the GPUs of the pod.
@@ -161,7 +163,7 @@ func tooTight(opts Options, check string, l limits) *GPUVerdict {
 	}
 	return noVerdict(check, "NoMemory", fmt.Sprintf("it was not run: the container may then take %s more of %s than is left, "+
 		"and the kernel would end the pull too. Raise the memory limit, or lower PRELOADER_GPU_HOST_MEMORY if that is too careful.",
-		formatBytes(need-l.room()), describeLimit(l)))
+		quantity.FormatBytes(need-l.room()), describeLimit(l)))
 }
 
 // checkGPU runs the GPU program and reads its verdict. It returns nil if the context

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"serverless.xyz/outrigger/preloader/jitcache"
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // JITCacheOptions say where compiled kernels are kept and which of them fit.
@@ -80,7 +81,7 @@ func (r *CacheReport) String() string {
 			"compiled kernels ready for %s (%d files, %s)",
 			strings.Join(r.Trees, ", "),
 			r.Files,
-			formatBytes(r.Bytes),
+			quantity.FormatBytes(r.Bytes),
 		)
 	case CacheInPlace:
 		return "compiled kernels were there already for " + strings.Join(r.Trees, ", ")

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"serverless.xyz/outrigger/preloader/jitcache"
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // CachePlan is what a pull would do about compiled kernels.
@@ -86,9 +87,9 @@ func (plan *CachePlan) String() string {
 	case CacheReady:
 		return fmt.Sprintf(
 			"%s for %s, %s with %d files when unpacked into %s",
-			formatBytes(plan.Fetch),
+			quantity.FormatBytes(plan.Fetch),
 			strings.Join(plan.Trees, ", "),
-			formatBytes(plan.Unpacked),
+			quantity.FormatBytes(plan.Unpacked),
 			plan.Files,
 			plan.Directory,
 		)

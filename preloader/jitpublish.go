@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"serverless.xyz/outrigger/preloader/jitcache"
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // Publication is what publishing came to.
@@ -50,7 +51,7 @@ func (p *Publication) String() string {
 	case publishedSame:
 		return "The very same kernels are published already"
 	}
-	return fmt.Sprintf("Published %d files, %s, as %s", p.Files, formatBytes(p.Bytes), formatBytes(p.Size))
+	return fmt.Sprintf("Published %d files, %s, as %s", p.Files, quantity.FormatBytes(p.Bytes), quantity.FormatBytes(p.Size))
 }
 
 const (
@@ -215,7 +216,17 @@ func (p *publisher) packAndSend(ctx context.Context, before *jitcache.Manifest) 
 	m := &jitcache.Manifest{
 		Key: p.key, SHA256: first.sum(), Size: first.n, Contents: contents, Trees: p.trees, Made: time.Now().UTC(), By: Version(),
 	}
-	p.log.Info("Packed", "files", m.Files, "bytes", formatBytes(m.Bytes), "packed", formatBytes(m.Size), "leftOut", m.LeftOut)
+	p.log.Info(
+		"Packed",
+		"files",
+		m.Files,
+		"bytes",
+		quantity.FormatBytes(m.Bytes),
+		"packed",
+		quantity.FormatBytes(m.Size),
+		"leftOut",
+		m.LeftOut,
+	)
 	if before != nil && before.SHA256 == m.SHA256 {
 		return m, p.ensure(ctx, m, 0)
 	}
@@ -330,7 +341,7 @@ func (c *Command) publishCache(ctx context.Context, flags map[string]string, arg
 	opts, err := c.options()
 	log := c.logger(opts.JSONLogs)
 	var done *Publication
-	idle, idleErr := parseSeconds(firstOf(flags["when-idle"], "0"))
+	idle, idleErr := quantity.ParseSeconds(firstOf(flags["when-idle"], "0"))
 	switch {
 	case err != nil:
 	case idleErr != nil:

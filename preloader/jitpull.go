@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"serverless.xyz/outrigger/preloader/jitcache"
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // jitWorkDir is where archives and trees gather, within the cache directory.
@@ -145,15 +146,21 @@ func (c *caches) fits(s *store, m *jitcache.Manifest) error {
 	if m.Stream > c.opts.JIT.Size {
 		return &ExitError{
 			Code: ExitNoSpace, Reason: "TooLarge",
-			Cause:  fmt.Sprintf("they come to %s, more than PRELOADER_JIT_CACHE_SIZE", formatBytes(m.Stream)),
+			Cause:  fmt.Sprintf("they come to %s, more than PRELOADER_JIT_CACHE_SIZE", quantity.FormatBytes(m.Stream)),
 			Advice: "Raise it if that is right.",
 		}
 	}
 	need := m.Size + m.Stream
 	if free, known := s.free(); known && need > free {
 		return &ExitError{
-			Code: ExitNoSpace, Reason: "NoSpace",
-			Cause:  fmt.Sprintf("they need %s in %s, which has %s left", formatBytes(need), s.dir, formatBytes(free)),
+			Code:   ExitNoSpace,
+			Reason: "NoSpace",
+			Cause: fmt.Sprintf(
+				"they need %s in %s, which has %s left",
+				quantity.FormatBytes(need),
+				s.dir,
+				quantity.FormatBytes(free),
+			),
 			Advice: "Give the volume more room.",
 		}
 	}
@@ -163,9 +170,9 @@ func (c *caches) fits(s *store, m *jitcache.Manifest) error {
 			Reason: "NoMemory",
 			Cause: fmt.Sprintf(
 				"they need %s in %s, which is in memory, of which %s are left",
-				formatBytes(need),
+				quantity.FormatBytes(need),
 				s.dir,
-				formatBytes(max(room, 0)),
+				quantity.FormatBytes(max(room, 0)),
 			),
 			Advice: "Raise the container's memory limit, or put them on disk.",
 		}

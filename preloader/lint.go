@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"serverless.xyz/outrigger/preloader/crc"
+	"serverless.xyz/outrigger/preloader/quantity"
 	"serverless.xyz/outrigger/preloader/safetensors"
 )
 
@@ -74,7 +75,15 @@ func (p *pull) leaveOut(ctx context.Context, entries []entry) ([]entry, error) {
 		return true
 	})
 	for _, reason := range slices.Sorted(maps.Keys(left)) {
-		p.log.Info("Leaving files out", "because", reason, "files", left[reason].Files, "bytes", formatBytes(left[reason].Bytes))
+		p.log.Info(
+			"Leaving files out",
+			"because",
+			reason,
+			"files",
+			left[reason].Files,
+			"bytes",
+			quantity.FormatBytes(left[reason].Bytes),
+		)
 	}
 	if total.Files > 0 {
 		p.report.LeftOut = total

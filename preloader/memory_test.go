@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // memoryGroup is a control group of its own with a memory limit. Making one
@@ -328,12 +330,12 @@ func TestPullOfManyFilesNeedsLittleMemory(t *testing.T) {
 			run,
 			count,
 			out.report.Seconds,
-			formatBytes(got),
+			quantity.FormatBytes(got),
 			got/int64(count),
 		)
 		// The test's own program takes some 34 MB before it knows any file, and the collector lets garbage stand.
 		if most := int64(36*mebibyte + 1000*count); got > most {
-			t.Errorf("%s run: peak of %s, want at most %s", run, formatBytes(got), formatBytes(most))
+			t.Errorf("%s run: peak of %s, want at most %s", run, quantity.FormatBytes(got), quantity.FormatBytes(most))
 		}
 	}
 }

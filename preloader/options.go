@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"serverless.xyz/outrigger/preloader/jitcache"
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // VerifyMode says how much evidence a file needs before it gets its final name.
@@ -163,8 +164,15 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 		TerminationLog: firstOf(env.get("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog),
 	}
 	opts.Endpoint = env.endpoint()
-	if at, err := url.Parse(opts.Endpoint); opts.Endpoint != "" && (err != nil || at.Host == "" || !strings.HasPrefix(at.Scheme, "http")) {
-		return Options{}, configFailure("Write it as https://host:port.", "the endpoint %q (AWS_ENDPOINT_URL) is no address", opts.Endpoint)
+	if at, err := url.Parse(
+		opts.Endpoint,
+	); opts.Endpoint != "" &&
+		(err != nil || at.Host == "" || !strings.HasPrefix(at.Scheme, "http")) {
+		return Options{}, configFailure(
+			"Write it as https://host:port.",
+			"the endpoint %q (AWS_ENDPOINT_URL) is no address",
+			opts.Endpoint,
+		)
 	}
 	opts.VerifyTLS = !isFalse(env.get("S3_VERIFY_SSL"))
 	if opts.VerifyTLS {
@@ -352,7 +360,7 @@ func (e environment) readWords(opts *Options) error {
 
 func intoDuration(into *time.Duration, least time.Duration) func(string) error {
 	return func(text string) error {
-		d, err := parseSeconds(text)
+		d, err := quantity.ParseSeconds(text)
 		if err != nil {
 			return err
 		}
@@ -366,7 +374,7 @@ func intoDuration(into *time.Duration, least time.Duration) func(string) error {
 
 func intoBytes(into *int64, least int64) func(string) error {
 	return func(text string) error {
-		n, err := parseBytes(text)
+		n, err := quantity.ParseBytes(text)
 		if err != nil {
 			return err
 		}

@@ -207,26 +207,3 @@ func TestAWrongKeyOfKernelsThatNobodyAsksFor(t *testing.T) {
 		t.Errorf("with a URI: %v, want the variable named", err)
 	}
 }
-
-func TestParseBytes(t *testing.T) {
-	for text, want := range map[string]int64{
-		"4096": 4096, "64Mi": 64 << 20, "1.5Gi": 3 << 29, "500M": 5e8, "2k": 2000, "1Ti": 1 << 40, "0": 0,
-	} {
-		if got, err := parseBytes(text); err != nil || got != want {
-			t.Errorf("parseBytes(%q) = %d, %v; want %d", text, got, err, want)
-		}
-	}
-	for _, text := range []string{"", "Mi", "-1", "NaN", "1e300", "1Xi", "Inf"} {
-		if got, err := parseBytes(text); err == nil {
-			t.Errorf("parseBytes(%q) = %d, want an error", text, got)
-		}
-	}
-}
-
-func TestFormatBytes(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 999: "999 B", 1500: "1.5 kB", 15_100_000_000: "15.1 GB", 2e12: "2.00 TB"} {
-		if got := formatBytes(n); got != want {
-			t.Errorf("formatBytes(%d) = %q, want %q", n, got, want)
-		}
-	}
-}

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // Plan is what a pull would do and what it would need, as far as that can be
@@ -436,9 +438,14 @@ func (plan *Plan) String() string {
 	line := func(name, format string, args ...any) { describeLine(&b, name, format, args...) }
 	switch {
 	case plan.Memory.Limit > 0:
-		line("memory limit", "%s, %s of it free", formatBytes(plan.Memory.Limit), formatBytes(*plan.Memory.Room))
+		line(
+			"memory limit",
+			"%s, %s of it free",
+			quantity.FormatBytes(plan.Memory.Limit),
+			quantity.FormatBytes(*plan.Memory.Room),
+		)
 	case plan.Memory.Room != nil:
-		line("memory limit", "none; the machine has %s available", formatBytes(*plan.Memory.Room))
+		line("memory limit", "none; the machine has %s available", quantity.FormatBytes(*plan.Memory.Room))
 	}
 	if plan.JITCache != nil {
 		line("kernels", "%s", plan.JITCache)
@@ -469,9 +476,9 @@ func (plan *PairPlan) describe(b *strings.Builder) {
 	if plan.Total.Files == 0 {
 		return
 	}
-	line("model", "%d files, %s", plan.Total.Files, formatBytes(plan.Total.Bytes))
+	line("model", "%d files, %s", plan.Total.Files, quantity.FormatBytes(plan.Total.Bytes))
 	if plan.LeftOut.Files > 0 {
-		line("left out", "%d files, %s", plan.LeftOut.Files, formatBytes(plan.LeftOut.Bytes))
+		line("left out", "%d files, %s", plan.LeftOut.Files, quantity.FormatBytes(plan.LeftOut.Bytes))
 	}
 	if plan.InPlace.Files > 0 || plan.Resumed > 0 {
 		first := ""
@@ -479,26 +486,26 @@ func (plan *PairPlan) describe(b *strings.Builder) {
 			first = "; read and checked first, because the machine has restarted"
 		}
 		line("in place", "%d files, %s; %s of unfinished files%s", plan.InPlace.Files,
-			formatBytes(plan.InPlace.Bytes), formatBytes(plan.Resumed), first)
+			quantity.FormatBytes(plan.InPlace.Bytes), quantity.FormatBytes(plan.Resumed), first)
 	}
-	line("to fetch", "%d files, %s", plan.Fetch.Files, formatBytes(plan.Fetch.Bytes))
+	line("to fetch", "%d files, %s", plan.Fetch.Files, quantity.FormatBytes(plan.Fetch.Bytes))
 	if plan.Archive != "" {
 		line("unpacks", "%s; what it holds takes room on top", plan.Archive)
 	}
 	if plan.Fetch.Files > 0 {
 		room := "of unknown room"
 		if plan.Disk.Free != nil {
-			room = "of " + formatBytes(*plan.Disk.Free) + " free"
+			room = "of " + quantity.FormatBytes(*plan.Disk.Free) + " free"
 		}
 		if plan.Disk.InMemory {
 			room += ", in memory"
 		}
-		line("disk needed", "%s %s", formatBytes(plan.Disk.Needed), room)
+		line("disk needed", "%s %s", quantity.FormatBytes(plan.Disk.Needed), room)
 	}
 	if plan.IO != "" {
 		line("writes", "%s, because %s", plan.IO, plan.Why)
 	}
-	line("memory wanted", "%s to keep all of it in the page cache", formatBytes(plan.Wanted))
+	line("memory wanted", "%s to keep all of it in the page cache", quantity.FormatBytes(plan.Wanted))
 	plan.describeEvidence(b)
 }
 

@@ -5,6 +5,8 @@ package preloader
 import (
 	"fmt"
 	"strconv"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // IOMode says how written bytes relate to memory. Bytes that go through the
@@ -74,7 +76,7 @@ func choosePolicy(asked IOMode, l limits, inMemory bool, model int64) (ioPolicy,
 	}
 	return ioPolicy{
 		mode: IOBounded, window: window(l),
-		why: fmt.Sprintf("the model would need %s, more than %s", formatBytes(needed), bound),
+		why: fmt.Sprintf("the model would need %s, more than %s", quantity.FormatBytes(needed), bound),
 	}, nil
 }
 
@@ -95,9 +97,9 @@ func window(l limits) int64 {
 func describeLimit(l limits) string {
 	switch {
 	case l.memory > 0 && l.memory-l.used <= l.room():
-		return "the memory limit of " + formatBytes(l.memory)
+		return "the memory limit of " + quantity.FormatBytes(l.memory)
 	case l.available > 0:
-		return "the machine's available memory of " + formatBytes(l.available)
+		return "the machine's available memory of " + quantity.FormatBytes(l.available)
 	}
 	return "unlimited memory"
 }
@@ -106,7 +108,7 @@ func tooLittleMemory(needed int64, l limits, why string) error {
 	return &ExitError{
 		Code: ExitNoSpace, Reason: "NoMemory",
 		Cause: fmt.Sprintf("the model needs %s of memory but has %s of %s left, because %s",
-			formatBytes(needed), formatBytes(l.room()), describeLimit(l), why),
+			quantity.FormatBytes(needed), quantity.FormatBytes(l.room()), describeLimit(l), why),
 		Advice: "Give the storage-initializer container a memory limit of at least " +
 			strconv.FormatInt((needed+l.used)/mebibyte+1, 10) + "Mi, or use a volume on disk and PRELOADER_IO=auto.",
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 const (
@@ -68,8 +70,18 @@ func follow(ctx context.Context, m *Meter, log *slog.Logger, s *screen) {
 // attrs is the status for a line of the log.
 func (s Status) attrs(rate float64) []any {
 	attrs := []any{
-		"done", formatBytes(s.ReadyBytes), "total", formatBytes(s.Bytes), "percent", percent(s.ReadyBytes, s.Bytes),
-		"rate", formatBytes(int64(rate)) + "/s", "files", s.ReadyFiles, "retries", s.Retries,
+		"done",
+		quantity.FormatBytes(s.ReadyBytes),
+		"total",
+		quantity.FormatBytes(s.Bytes),
+		"percent",
+		percent(s.ReadyBytes, s.Bytes),
+		"rate",
+		quantity.FormatBytes(int64(rate)) + "/s",
+		"files",
+		s.ReadyFiles,
+		"retries",
+		s.Retries,
 	}
 	if left, ok := s.left(rate); ok {
 		attrs = append(attrs, "left", left.String())
@@ -80,8 +92,15 @@ func (s Status) attrs(rate float64) []any {
 // bar is the status for a terminal of this many columns.
 func (s Status) bar(rate float64, columns int) string {
 	share := percent(min(s.ReadyBytes, s.Bytes), s.Bytes)
-	text := fmt.Sprintf("%3d%% %s of %s, %s/s, %d of %d files",
-		share, formatBytes(s.ReadyBytes), formatBytes(s.Bytes), formatBytes(int64(rate)), s.ReadyFiles, s.Files)
+	text := fmt.Sprintf(
+		"%3d%% %s of %s, %s/s, %d of %d files",
+		share,
+		quantity.FormatBytes(s.ReadyBytes),
+		quantity.FormatBytes(s.Bytes),
+		quantity.FormatBytes(int64(rate)),
+		s.ReadyFiles,
+		s.Files,
+	)
 	if left, ok := s.left(rate); ok {
 		text += ", " + left.String() + " left"
 	}

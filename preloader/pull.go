@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 const (
@@ -408,7 +410,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 		"files",
 		len(files),
 		"bytes",
-		formatBytes(p.progress.total.Load()),
+		quantity.FormatBytes(p.progress.total.Load()),
 		"connections",
 		p.opts.Conns,
 		"io",
@@ -515,7 +517,7 @@ func (p *pull) fitsInto(need, free int64) error {
 	return &ExitError{
 		Code: ExitNoSpace, Reason: "NoSpace",
 		Cause: fmt.Sprintf("the model needs %s more in %s, which has %s left",
-			formatBytes(need), p.pair.Dest, formatBytes(free)),
+			quantity.FormatBytes(need), p.pair.Dest, quantity.FormatBytes(free)),
 		Advice: "Give the volume at least " + strconv.FormatInt(need/mebibyte+1, 10) + "Mi more room.",
 	}
 }

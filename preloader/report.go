@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // Report is what a run has to say at its end.
@@ -101,19 +103,23 @@ func (r *Report) weakest() Evidence {
 
 // summary is the report as a sentence.
 func (r *Report) summary() string {
-	text := fmt.Sprintf("%d files, %s in place after %s", r.Files, formatBytes(r.Bytes),
+	text := fmt.Sprintf("%d files, %s in place after %s", r.Files, quantity.FormatBytes(r.Bytes),
 		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))
 	if r.Fetched > 0 && r.Seconds > 0 {
-		text += fmt.Sprintf(", %s fetched at %s/s", formatBytes(r.Fetched), formatBytes(int64(float64(r.Fetched)/r.Seconds)))
+		text += fmt.Sprintf(
+			", %s fetched at %s/s",
+			quantity.FormatBytes(r.Fetched),
+			quantity.FormatBytes(int64(float64(r.Fetched)/r.Seconds)),
+		)
 	}
 	if r.Reused > 0 {
-		text += fmt.Sprintf(", %s taken from this node's cache", formatBytes(r.Reused))
+		text += fmt.Sprintf(", %s taken from this node's cache", quantity.FormatBytes(r.Reused))
 	}
 	if r.Skipped > 0 {
 		text += fmt.Sprintf(", %d files were there already", r.Skipped)
 	}
 	if r.LeftOut != nil {
-		text += fmt.Sprintf(", %d files with %s left out", r.LeftOut.Files, formatBytes(r.LeftOut.Bytes))
+		text += fmt.Sprintf(", %d files with %s left out", r.LeftOut.Files, quantity.FormatBytes(r.LeftOut.Bytes))
 	}
 	if r.Cached != nil && r.Bytes > 0 {
 		text += fmt.Sprintf(", %d %% in the page cache", percent(*r.Cached, r.Bytes))

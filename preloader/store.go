@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // store is the destination directory. All names are relative to it and cannot
@@ -203,12 +205,12 @@ func (s *store) allocate(f *os.File, size int64) error {
 	if !s.memory && size > 0 {
 		err := retryInterrupted(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) })
 		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
-			return fmt.Errorf("reserving %s: %w", formatBytes(size), err)
+			return fmt.Errorf("reserving %s: %w", quantity.FormatBytes(size), err)
 		}
 	}
 	// Also cuts off what a larger file left.
 	if err := f.Truncate(size); err != nil {
-		return fmt.Errorf("setting the length of a file to %s: %w", formatBytes(size), err)
+		return fmt.Errorf("setting the length of a file to %s: %w", quantity.FormatBytes(size), err)
 	}
 	return nil
 }

@@ -19,8 +19,13 @@ func TestParseSums(t *testing.T) {
 	for _, name := range []string{"a", "b c", "d/e", "f"} {
 		want[name] = [sha256.Size]byte([]byte(strings.Repeat("\xab", 32)))
 	}
-	text := "# made by hand\n\n" + digest + "  a\n" + digest + " *b c\r\n" + digest + "  ./d/e\n" + strings.ToUpper(digest) + " f\n" +
-		digest[2:] + "  short\n" + digest + "\n" + digest + "  \n" + strings.Repeat("zz", 32) + "  g\n"
+	text := "# made by hand\n\n" + digest + "  a\n" + digest + " *b c\r\n" + digest + "  ./d/e\n" + strings.ToUpper(
+		digest,
+	) + " f\n" +
+		digest[2:] + "  short\n" + digest + "\n" + digest + "  \n" + strings.Repeat(
+		"zz",
+		32,
+	) + "  g\n"
 	got, err := parseSums(strings.NewReader(text))
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("error %v (-want +got):\n%s", err, diff)

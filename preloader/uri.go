@@ -53,7 +53,11 @@ func parseSource(uri string) (location, error) {
 	case strings.HasPrefix(uri, "/"):
 		return location{}, noLocalPath(uri, statErr)
 	case !hasScheme:
-		return location{}, configFailure("Write it as s3://bucket/path.", "source %q is neither a URI nor a path that exists", uri)
+		return location{}, configFailure(
+			"Write it as s3://bucket/path.",
+			"source %q is neither a URI nor a path that exists",
+			uri,
+		)
 	case !isS3:
 		return location{}, configFailure(
 			"Leave this service to KServe's default storage initializer; the preloader takes s3:// and local paths.",

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // Warmth says what warming came to, in bytes.
@@ -218,7 +220,7 @@ func readAway(f *os.File, s span) error {
 
 // String says it in a sentence.
 func (w *Warmth) String() string {
-	text := fmt.Sprintf("%d files, %s", w.Files, formatBytes(w.Bytes))
+	text := fmt.Sprintf("%d files, %s", w.Files, quantity.FormatBytes(w.Bytes))
 	if w.Before >= 0 && w.After >= 0 {
 		text += fmt.Sprintf(", %d %% in the page cache, %d %% before", percent(w.After, w.Bytes), percent(w.Before, w.Bytes))
 	}
@@ -233,7 +235,7 @@ func (c *Command) warm(ctx context.Context, flags map[string]string, args []stri
 		c, bar = c.onScreen()
 	}
 	log := c.logger(inJSON)
-	most, err := parseBytes(firstOf(flags["limit"], "0"))
+	most, err := quantity.ParseBytes(firstOf(flags["limit"], "0"))
 	switch {
 	case err != nil:
 		return c.misused("warm", usageFailure("flag --limit: %v", err))
@@ -258,9 +260,9 @@ func (w *Warmth) log(log *slog.Logger) {
 		log.Warn(
 			"Memory has no room for all of it",
 			"bytes",
-			formatBytes(w.Bytes),
+			quantity.FormatBytes(w.Bytes),
 			"room",
-			formatBytes(w.Room),
+			quantity.FormatBytes(w.Room),
 			"because",
 			w.Limits,
 		)
