@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"path"
 	"strings"
@@ -22,7 +23,8 @@ const largestSums = 16 * mebibyte
 // sums are SHA-256 digests by path.
 type sums map[string][sha256.Size]byte
 
-// parseSums reads lines of a digest and a path. What is no such line says nothing.
+// parseSums reads lines of a digest and a path. What is no such line says nothing, and
+// one that is far too long ends the reading.
 func parseSums(r io.Reader) (sums, error) {
 	found := sums{}
 	lines := bufio.NewScanner(r)
@@ -36,7 +38,10 @@ func parseSums(r io.Reader) (sums, error) {
 		}
 		found[path.Clean(name)] = [sha256.Size]byte(raw)
 	}
-	return found, lines.Err()
+	if err := lines.Err(); !errors.Is(err, bufio.ErrTooLong) {
+		return found, err
+	}
+	return found, nil
 }
 
 // readSums reads the digests that the model brings along, if it does and they may matter.
