@@ -25,7 +25,8 @@ func TestParseSums(t *testing.T) {
 		digest[2:] + "  short\n" + digest + "\n" + digest + "  \n" + strings.Repeat(
 		"zz",
 		32,
-	) + "  g\n"
+	) + "  g\n" +
+		strings.Repeat("x", 100_000)
 	got, err := parseSums(strings.NewReader(text))
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("error %v (-want +got):\n%s", err, diff)
