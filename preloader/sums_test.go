@@ -19,14 +19,10 @@ func TestParseSums(t *testing.T) {
 	for _, name := range []string{"a", "b c", "d/e", "f"} {
 		want[name] = [sha256.Size]byte([]byte(strings.Repeat("\xab", 32)))
 	}
-	text := "# made by hand\n\n" + digest + "  a\n" + digest + " *b c\r\n" + digest + "  ./d/e\n" + strings.ToUpper(
-		digest,
-	) + " f\n" +
-		digest[2:] + "  short\n" + digest + "\n" + digest + "  \n" + strings.Repeat(
-		"zz",
-		32,
-	) + "  g\n" +
-		strings.Repeat("x", 100_000)
+	text := strings.Join([]string{
+		"# made by hand", "", digest + "  a", digest + " *b c\r", digest + "  ./d/e", strings.ToUpper(digest) + " f",
+		digest[2:] + "  short", digest, digest + "  ", strings.Repeat("zz", 32) + "  g", strings.Repeat("x", 100_000),
+	}, "\n")
 	got, err := parseSums(strings.NewReader(text))
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("error %v (-want +got):\n%s", err, diff)
