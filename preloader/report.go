@@ -158,6 +158,11 @@ func terminationMessage(r *Report, f *ExitError) string {
 		}
 	}
 	line, err := json.Marshal(word)
+	if len(line) > longestMessage/2 && len(r.Digests) > 1 { // of many sources
+		short := *r
+		short.Digests, word.Report = nil, &short
+		line, err = json.Marshal(word)
+	}
 	if err != nil {
 		line = nil
 	}

@@ -16,20 +16,23 @@ func TestTerminationMessageFitsAndEndsInJSON(t *testing.T) {
 	cases := map[string]struct {
 		failure *ExitError
 		want    string
+		sources int
 	}{
-		"success": {nil, "Model ready: 2 files"},
+		"success":                 {want: "Model ready: 2 files"},
+		"success of many sources": {want: "Model ready: 2 files", sources: 40},
 		"failure": {
-			&ExitError{
+			failure: &ExitError{
 				Code:   66,
 				Reason: "NoModel",
 				Cause:  "no model",
 				Advice: "Look closer.",
 				Err:    errors.New("404\n  NotFound"),
 			},
-			"no model: 404 NotFound. Look closer.",
+			want: "no model: 404 NotFound. Look closer.",
 		},
 		"a failure that is far too long": {
-			&ExitError{Code: 1, Reason: "Failed", Cause: strings.Repeat("ä", 5000), Advice: "Write less."}, "ä…",
+			failure: &ExitError{Code: 1, Reason: "Failed", Cause: strings.Repeat("ä", 5000), Advice: "Write less."},
+			want:    "ä…",
 		},
 	}
 	for name, tc := range cases {
@@ -40,6 +43,9 @@ func TestTerminationMessageFitsAndEndsInJSON(t *testing.T) {
 				Fetched:  1e9,
 				Seconds:  2,
 				Evidence: map[Evidence]int{EvidenceChecksum: 1, EvidenceSize: 1},
+			}
+			for range tc.sources {
+				report.Digests = append(report.Digests, "sha256:"+strings.Repeat("ab", 32))
 			}
 			got := terminationMessage(report, tc.failure)
 			if len(got) > 2048 || !utf8.ValidString(got) {
