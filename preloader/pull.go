@@ -419,6 +419,7 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 		policy.why,
 	)
 	p.progress.moving.Store(true)
+	p.listed = nil // what is listed may go when no file needs it any more
 	records, err := engine.run(ctx, files, p.opts.Conns)
 	p.progress.moving.Store(false)
 	p.account(records)
