@@ -39,6 +39,9 @@ type faultServer struct {
 	pages  int // keys a page; 0 means 1000
 	counts map[string]int
 
+	// putting lets one conditional request at a time be answered.
+	putting sync.Mutex
+
 	closing chan struct{}
 }
 

@@ -47,6 +47,8 @@ func (s *faultServer) write(w http.ResponseWriter, r *http.Request, key string) 
 	}
 	switch op {
 	case "Put":
+		s.putting.Lock() // the condition holds until the object is there
+		defer s.putting.Unlock()
 		if !s.allows(w, r, key) {
 			return
 		}
