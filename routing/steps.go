@@ -27,6 +27,8 @@ type Facts struct {
 	Annotations map[string]string
 	// Canary is the canary as it is now; it has no UID while it does not exist.
 	Canary v1alpha1.CanaryRevision
+	// Stable is the stable side as it is now, in the same way.
+	Stable v1alpha1.CanaryRevision
 	// Templates tell the templates that the canary's pods are made from, sorted.
 	Templates []string
 	// StableReady and CanaryReady are the numbers of ready endpoints.
@@ -99,15 +101,28 @@ func (m *machine) superseded() bool {
 	case m.Phase == v1alpha1.PhaseSucceeded, was.UID == "", is.UID == "":
 		return false
 	default:
-		// A hash of a release that computes it differently does not count: the object would have to be another one, too.
-		return was.UID != is.UID || was.Generation != is.Generation && was.Hash != is.Hash
+		return changed(was, is)
 	}
 }
 
-// remember keeps the canary's revision and the templates of its pods as they were seen last, if there is none now.
+// changed reports whether two revisions of one name differ. A hash of a release that computes it differently does not
+// count: the object would have to be another one, too.
+func changed(was, is v1alpha1.CanaryRevision) bool {
+	return was.UID != is.UID || was.Generation != is.Generation && was.Hash != is.Hash
+}
+
+// remember keeps the revisions and the templates of the canary's pods as they were seen last, if there is none now. Another
+// stable side is another measure: what was counted by the one before proves nothing, and the step's time begins anew.
 func (m *machine) remember() {
 	if m.facts.Canary.UID != "" {
 		m.Attempt.Canary = m.facts.Canary
+	}
+	if was, is := m.Attempt.Stable, m.facts.Stable; is.UID != "" {
+		if was.UID != "" && changed(was, is) && m.Step != nil {
+			m.Attempt.StableTime = &metav1.Time{Time: m.facts.Now.Truncate(time.Second)}
+			m.Verdicts, m.Step.Since, m.Step.Samples, m.facts.Evidence = nil, nil, 0, Evidence{}
+		}
+		m.Attempt.Stable = is
 	}
 	if own := without(m.facts.Templates, m.Attempt.Outdated); len(own) > 0 {
 		m.Attempt.Templates = own
@@ -158,7 +173,8 @@ func (m *machine) begin(reason string) {
 	}
 	m.RolloutProgress = v1alpha1.RolloutProgress{
 		Attempt: &v1alpha1.RolloutAttempt{
-			Number: number, Canary: m.facts.Canary, Outdated: outdated[:min(len(outdated), maxTemplates)],
+			Number: number, Canary: m.facts.Canary, Stable: m.facts.Stable,
+			Outdated: outdated[:min(len(outdated), maxTemplates)],
 		},
 		Step:    &v1alpha1.RolloutStepStatus{},
 		Turn:    fmt.Sprintf("%.8s-%d.0", m.facts.Rollout, number),

@@ -263,6 +263,15 @@ type RolloutAttempt struct {
 	// +optional
 	Canary CanaryRevision `json:"canary,omitzero"`
 
+	// stable is the revision of the stable side when it was looked at last. A step begins anew when it changes, because
+	// the canary is then measured by another.
+	// +optional
+	Stable CanaryRevision `json:"stable,omitzero"`
+
+	// stableTime is when the stable side last became another revision; unset if it has not since the attempt began.
+	// +optional
+	StableTime *metav1.Time `json:"stableTime,omitempty"`
+
 	// templates tell the templates that the canary's pods are made from, by the hashes that their Deployment gives them.
 	// +optional
 	// +listType=atomic
@@ -289,7 +298,7 @@ type RolloutAttempt struct {
 	StableReady int32 `json:"stableReady,omitempty"`
 }
 
-// CanaryRevision tells one revision of a canary from others. Numbers of replicas do not count.
+// CanaryRevision tells one revision of a side from others. Numbers of replicas do not count.
 type CanaryRevision struct {
 	// inferenceService is its name.
 	// +optional

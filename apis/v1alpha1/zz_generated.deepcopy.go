@@ -854,6 +854,11 @@ func (in *RolloutAnalysis) DeepCopy() *RolloutAnalysis {
 func (in *RolloutAttempt) DeepCopyInto(out *RolloutAttempt) {
 	*out = *in
 	out.Canary = in.Canary
+	out.Stable = in.Stable
+	if in.StableTime != nil {
+		in, out := &in.StableTime, &out.StableTime
+		*out = (*in).DeepCopy()
+	}
 	if in.Templates != nil {
 		in, out := &in.Templates, &out.Templates
 		*out = make([]string, len(*in))

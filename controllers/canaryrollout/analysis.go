@@ -22,7 +22,8 @@ import (
 type Question struct {
 	// Rollout tells whose question it is.
 	Rollout types.NamespacedName
-	// Matter changes with everything that makes earlier answers worthless: the spec, the attempt, the weights.
+	// Matter changes with everything that makes earlier answers worthless: the spec, the attempt, the weights, the stable
+	// side.
 	Matter string
 	// Analysis is that of the rollout, and Holds the number of its steps that set a weight.
 	Analysis v1alpha1.RolloutAnalysis
@@ -86,14 +87,18 @@ func questionOf(rollout *v1alpha1.CanaryRollout, seen observed, now time.Time) *
 	if s.Weights.Applied == nil || s.Weights.Applied.Canary == 0 || s.Weights.LastAppliedTime == nil || s.Step == nil {
 		return nil
 	}
+	since := s.Weights.LastAppliedTime
+	if s.Attempt.StableTime != nil && since.Before(s.Attempt.StableTime) {
+		since = s.Attempt.StableTime
+	}
 	q := &Question{
 		Rollout: types.NamespacedName{Namespace: rollout.Namespace, Name: rollout.Name},
 		Matter: fmt.Sprintf("%s/%d/%d/%d/%d", rollout.UID, rollout.Generation, s.Attempt.Number,
-			s.Weights.LastAppliedTime.Unix(), s.Weights.Applied.Canary),
+			since.Unix(), s.Weights.Applied.Canary),
 		Analysis:      *analysis,
 		StableService: seen.stable.workload,
 		CanaryService: seen.canary.workload,
-		From:          s.Weights.LastAppliedTime.Add(analysis.Settle.Duration),
+		From:          since.Add(analysis.Settle.Duration),
 		At:            now,
 	}
 	q.StableFrom, q.StableTo = q.From, q.At

@@ -75,6 +75,7 @@ func (r *Reconciler) next(rollout *v1alpha1.CanaryRollout, seen observed) v1alph
 		Suspended:   rollout.Spec.Suspend,
 		Annotations: rollout.Annotations,
 		Canary:      seen.canary.revision,
+		Stable:      seen.stable.revision,
 		Templates:   seen.canary.templates,
 		StableReady: seen.stable.ready,
 		CanaryReady: seen.canary.ready,

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -255,6 +256,43 @@ func TestFaultsOfAnAnalysis(t *testing.T) {
 func toldReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
 	r := canaryrollout.New(c, w.Client, w.Clock, record.NewFakeRecorder(1000))
 	return reconcile.AsReconciler(c, r.WithAsker(told{}))
+}
+
+// listening is told, and remembers since when requests were to be counted.
+type listening struct {
+	told
+
+	from time.Time
+}
+
+func (l *listening) Ask(q *canaryrollout.Question) (*canaryrollout.Answer, time.Duration) {
+	l.from = q.From
+	return l.told.Ask(q)
+}
+
+// TestAnotherStableIsAnotherMeasure: requests from before stable became another revision are not counted.
+func TestAnotherStableIsAnotherMeasure(t *testing.T) {
+	w, asker := newWorld(t), &listening{}
+	r := reconcile.AsReconciler(w.Client,
+		canaryrollout.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000)).WithAsker(asker))
+	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), specified(t, toldOnly))
+	const settles = 15 * time.Second
+	for _, edited := range []string{"", `{"spec":{"predictor":{"minReplicas":3}}}`, `{"spec":{"predictor":{"timeout":7}}}`} {
+		before := asker.from
+		if edited != "" {
+			do(t, w, pass(time.Minute), editInferenceService("v1", edited))
+		}
+		for range 4 {
+			settle(t, w, r)
+		}
+		want := w.Clock.Now().Add(settles)
+		if strings.Contains(edited, "minReplicas") {
+			want = before
+		}
+		if !asker.from.Equal(want) {
+			t.Errorf("after %q requests count from %s on, want %s", edited, asker.from, want)
+		}
+	}
 }
 
 // TestMetricsOutOfReach: the rollout waits for them, and is turned back only if the user says so.

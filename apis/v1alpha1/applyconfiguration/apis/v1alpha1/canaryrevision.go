@@ -9,7 +9,7 @@ import (
 // CanaryRevisionApplyConfiguration represents a declarative configuration of the CanaryRevision type for use
 // with apply.
 //
-// CanaryRevision tells one revision of a canary from others. Numbers of replicas do not count.
+// CanaryRevision tells one revision of a side from others. Numbers of replicas do not count.
 type CanaryRevisionApplyConfiguration struct {
 	// inferenceService is its name.
 	InferenceService *string `json:"inferenceService,omitempty"`

@@ -15,6 +15,11 @@ type RolloutAttemptApplyConfiguration struct {
 	Number *int32 `json:"number,omitempty"`
 	// canary is the revision of the canary.
 	Canary *CanaryRevisionApplyConfiguration `json:"canary,omitempty"`
+	// stable is the revision of the stable side when it was looked at last. A step begins anew when it changes, because
+	// the canary is then measured by another.
+	Stable *CanaryRevisionApplyConfiguration `json:"stable,omitempty"`
+	// stableTime is when the stable side last became another revision; unset if it has not since the attempt began.
+	StableTime *v1.Time `json:"stableTime,omitempty"`
 	// templates tell the templates that the canary's pods are made from, by the hashes that their Deployment gives them.
 	Templates []string `json:"templates,omitempty"`
 	// outdated are those of the revision before, until the first step: it waits for the update to end that replaces their
@@ -47,6 +52,22 @@ func (b *RolloutAttemptApplyConfiguration) WithNumber(value int32) *RolloutAttem
 // If called multiple times, the Canary field is set to the value of the last call.
 func (b *RolloutAttemptApplyConfiguration) WithCanary(value *CanaryRevisionApplyConfiguration) *RolloutAttemptApplyConfiguration {
 	b.Canary = value
+	return b
+}
+
+// WithStable sets the Stable field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Stable field is set to the value of the last call.
+func (b *RolloutAttemptApplyConfiguration) WithStable(value *CanaryRevisionApplyConfiguration) *RolloutAttemptApplyConfiguration {
+	b.Stable = value
+	return b
+}
+
+// WithStableTime sets the StableTime field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the StableTime field is set to the value of the last call.
+func (b *RolloutAttemptApplyConfiguration) WithStableTime(value v1.Time) *RolloutAttemptApplyConfiguration {
+	b.StableTime = &value
 	return b
 }
 
