@@ -54,7 +54,7 @@ const (
 // FinalizerRoute is on a CanaryRollout whose deletion is more than the deletion of what it owns.
 const FinalizerRoute = GroupName + "/route"
 
-// AnnotationFoundWeights is on a CanaryRollout that is to restore a route: the weights that the route had before.
+// AnnotationFoundWeights is on a CanaryRollout that adopts a route: the weights that the route had before.
 const AnnotationFoundWeights = GroupName + "/found-weights"
 
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.

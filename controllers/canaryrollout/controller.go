@@ -119,6 +119,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if unrecorded != nil && !lowers(rollout, p) {
 		return status.Result(0, unrecorded)
 	}
+	if err = r.letGo(ctx, rollout, seen, p); err != nil {
+		return status.Result(0, err)
+	}
 	if rollout, err = r.remember(ctx, rollout, keepsakeFor(rollout, p)); err != nil {
 		return status.Result(0, err)
 	}

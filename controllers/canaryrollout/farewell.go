@@ -28,7 +28,8 @@ type foundWeights struct {
 }
 
 // keepsakeFor returns what a rollout must remember before its route is written: of an adopted route the weights as they
-// are, unless they are remembered already, because what is there later is Outrigger's own.
+// are, unless they are remembered already, because what is there later is Outrigger's own. They are remembered whatever
+// onDelete says, since that may be edited, and so may the reference to the route.
 func keepsakeFor(rollout *v1alpha1.CanaryRollout, p plan) keepsake {
 	spec := rollout.Spec.Routing
 	adopts := spec.Mode == v1alpha1.RoutingAdopt
@@ -38,7 +39,7 @@ func keepsakeFor(rollout *v1alpha1.CanaryRollout, p plan) keepsake {
 		found:     rollout.Annotations[v1alpha1.AnnotationFoundWeights],
 	}
 	switch {
-	case !adopts || spec.OnDelete != v1alpha1.OnDeleteRestore:
+	case !adopts:
 		keep.found = ""
 	case p.binding != nil && !remembers(rollout):
 		found, _ := foundIn(rollout)
@@ -75,14 +76,44 @@ func foundIn(rollout *v1alpha1.CanaryRollout) (foundWeights, bool) {
 
 // recall returns the weights that the adopted route had before.
 func recall(rollout *v1alpha1.CanaryRollout) (v1alpha1.WeightPair, bool) {
-	var found foundWeights
 	place, adopts := foundIn(rollout)
-	if !adopts || json.Unmarshal([]byte(rollout.Annotations[v1alpha1.AnnotationFoundWeights]), &found) != nil {
-		return v1alpha1.WeightPair{}, false
+	former, weights, ok := recorded(rollout)
+	return weights, ok && adopts && former == place
+}
+
+// recorded returns the place of the rule that a rollout has adopted, and the weights that it had before; false if there is
+// none.
+func recorded(rollout *v1alpha1.CanaryRollout) (foundWeights, v1alpha1.WeightPair, bool) {
+	var found foundWeights
+	if json.Unmarshal([]byte(rollout.Annotations[v1alpha1.AnnotationFoundWeights]), &found) != nil {
+		return foundWeights{}, v1alpha1.WeightPair{}, false
 	}
 	weights := v1alpha1.WeightPair{Stable: found.Stable, Canary: found.Canary}
 	found.Stable, found.Canary = 0, 0
-	return weights, found == place
+	return found, weights, true
+}
+
+// reference is the place as a rollout names it.
+func (f foundWeights) reference() routing.Reference {
+	if f.HTTPRoute != "" {
+		return routing.Reference{Provider: routing.HTTPRoutes, Name: f.HTTPRoute, Rule: f.Route}
+	}
+	return routing.Reference{Provider: routing.VirtualServices, Name: f.VirtualService, Rule: f.Route}
+}
+
+// forsaken returns the rule that a rollout has adopted and names no more, and the weights to leave it with; false if there
+// is none, or it is to be left as it is.
+func forsaken(rollout *v1alpha1.CanaryRollout, seen observed) (routing.Reference, v1alpha1.WeightPair, bool) {
+	former, found, ok := recorded(rollout)
+	place, _ := foundIn(rollout)
+	if !ok || former == place || rollout.Spec.Routing.OnDelete == v1alpha1.OnDeleteKeep {
+		return routing.Reference{}, v1alpha1.WeightPair{}, false
+	}
+	weights := routing.Desired(0)
+	if rollout.Spec.Routing.OnDelete == v1alpha1.OnDeleteRestore {
+		weights = found
+	}
+	return former.reference(), weights, !strands(weights, seen)
 }
 
 // farewell is what to do with the route of a rollout that is being deleted.

@@ -19,6 +19,7 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/status"
+	"serverless.xyz/outrigger/routing"
 )
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=canaryrollouts,verbs=patch
@@ -90,6 +91,45 @@ func (r *Reconciler) leave(ctx context.Context, rollout *v1alpha1.CanaryRollout)
 		}
 	}
 	return r.bid(ctx, rollout, seen, farewellFor(rollout, seen))
+}
+
+// letGo gives the rule that a rollout has adopted and names no more the weights that a deletion would leave it with, once
+// there is another route: nobody looks after it any more. A rule that is gone, that another rollout has, or that the API
+// server does not have edited, is left as it is.
+func (r *Reconciler) letGo(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, p plan) error {
+	ref, weights, ok := forsaken(rollout, seen)
+	if !ok || !p.routes() {
+		return nil
+	}
+	var others v1alpha1.CanaryRolloutList
+	if err := r.client.List(ctx, &others, client.InNamespace(rollout.Namespace), client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("listing CanaryRollouts: %w", err)
+	}
+	for i := range others.Items {
+		if other, adopts := routing.Adopted(&others.Items[i]); adopts && other == ref {
+			return nil
+		}
+	}
+	route := routing.NewRoute(ref.Provider)
+	err := r.live.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: ref.Name}, route)
+	if err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	binding, err := ref.Provider.Bind(route, ref.Rule, destination(rollout, seen.stable), destination(rollout, seen.canary))
+	if err != nil || binding.Carries(weights) {
+		return nil //nolint:nilerr // it is not what it was.
+	}
+	patch, err := binding.Patch(weights)
+	if err != nil {
+		return err
+	}
+	err = r.patch(ctx, route, patch)
+	if stalled, refused := status.AsStalled(err); refused {
+		r.recorder.Event(rollout, corev1.EventTypeWarning, stalled.Reason,
+			"A route that was adopted is left as it is: "+stalled.Message)
+		return nil
+	}
+	return client.IgnoreNotFound(err)
 }
 
 func (r *Reconciler) bid(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, last farewell) error {

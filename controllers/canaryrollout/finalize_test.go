@@ -211,6 +211,45 @@ func TestKeptRouteOutlivesItsRollout(t *testing.T) {
 	}
 }
 
+// TestForsakenRoute: a route that the rollout names no more is left as a deletion would leave it.
+func TestForsakenRoute(t *testing.T) {
+	elsewhere := edit(`{"spec":{"routing":{"virtualServiceRef":{"name":"market"}}}}`)
+	heir := rollout(func(r *v1alpha1.CanaryRollout) {
+		adopts("shop", "predict")(r)
+		r.Name = "heir"
+	})
+	for what, tc := range map[string]struct {
+		edit faults.Step
+		want string
+	}{
+		"another route":              {elsewhere, "v1=100 v2=0 "},
+		"it is to be restored":       {all(onDelete(v1alpha1.OnDeleteRestore), elsewhere), "v1=88 v2=12 "},
+		"it is to be kept":           {all(onDelete(v1alpha1.OnDeleteKeep), elsewhere), "v1=60 v2=40 "},
+		"stable is down":             {all(inferenceService("v1", 0), elsewhere), "v1=60 v2=40 "},
+		"another rollout has it now": {all(elsewhere, heir), "v1=60 v2=40 "},
+		"the other does not exist": {
+			edit(`{"spec":{"routing":{"virtualServiceRef":{"name":"typo"}}}}`), "v1=60 v2=40 ",
+		},
+		"a route of the rollout's own": {
+			edit(`{"spec":{"routing":{"mode":"Owned","virtualServiceRef":null}}}`), "v1=100 v2=0 ",
+		},
+		"it is named still, and restored at last": {all(onDelete(v1alpha1.OnDeleteRestore), remove), "v1=88 v2=12 "},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			r := newReconciler(w.Client, w)
+			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(foundAt),
+				applyYAML(strings.NewReplacer("name: shop", "name: market", "shop.", "market.").Replace(shop)),
+				rollout(adopts("shop", "predict")), percent(40))
+			settle(t, w, r)
+			wantShop(t, w, "v1=60 v2=40 ")
+			do(t, w, tc.edit)
+			settle(t, w, r)
+			wantShop(t, w, tc.want)
+		})
+	}
+}
+
 // TestKeptRouteIsAdopted: a rollout that adopts the route which an earlier one of its name left behind sets its weights,
 // and the route outlives that rollout, too. One that adopts another route leaves it alone.
 func TestKeptRouteIsAdopted(t *testing.T) {
