@@ -187,8 +187,7 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 			).SetupWithManager,
 		},
 		{
-			name:  canaryrollout.Name,
-			needs: []schema.GroupVersionKind{kserve.GroupVersionKind},
+			name: canaryrollout.Name,
 			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).
 				WithAsker(canaryrollout.NewAnalyst(o.PrometheusURL)).
 				WithWarmer(canaryrollout.NewStove(clk)).SetupWithManager,

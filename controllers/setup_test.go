@@ -21,6 +21,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -213,6 +214,17 @@ func TestControllersComeWithTheirKinds(t *testing.T) {
 	await(t, "the Memcached to be seen without KServe", func(ctx context.Context) bool {
 		var m v1alpha1.Memcached
 		return get(ctx, c, namespace, "features", &m) && m.Status.ObservedGeneration == m.Generation
+	})
+	left := &v1alpha1.CanaryRollout{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "left", Finalizers: []string{v1alpha1.FinalizerRoute}},
+		Spec: v1alpha1.CanaryRolloutSpec{
+			Stable: v1alpha1.RolloutSide{InferenceService: "v1"}, Canary: v1alpha1.RolloutSide{InferenceService: "v2"},
+		},
+	}
+	must(t, c.Create(t.Context(), left))
+	must(t, c.Delete(t.Context(), left))
+	await(t, "a CanaryRollout that outlived KServe to end", func(ctx context.Context) bool {
+		return apierrors.IsNotFound(c.Get(ctx, client.ObjectKeyFromObject(left), left))
 	})
 	must(t, c.Create(t.Context(), policy(namespace)))
 	must(t, testcluster.InstallForeign(t.Context(), tb))

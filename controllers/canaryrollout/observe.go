@@ -99,8 +99,14 @@ func (r *Reconciler) side(
 	ctx context.Context, rollout *v1alpha1.CanaryRollout, of v1alpha1.RolloutSide, seen observed,
 ) (side, error) {
 	var isvc kserve.InferenceService
-	err := r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: of.InferenceService}, &isvc)
-	if apierrors.IsNotFound(err) {
+	served, err := r.kinds.has(kserve.GroupVersionKind)
+	if err != nil {
+		return side{}, err
+	}
+	if served {
+		err = r.client.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: of.InferenceService}, &isvc)
+	}
+	if !served || apierrors.IsNotFound(err) {
 		return side{
 			of: of, entry: guessEntry(rollout, of, seen), gateway: seen.gateway.host,
 			revision: v1alpha1.CanaryRevision{InferenceService: of.InferenceService, Variant: of.Variant},

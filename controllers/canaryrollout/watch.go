@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
@@ -44,8 +45,8 @@ const workers = 8
 // own writes, and those would otherwise be looked at with a status in the cache that is about to be outdated.
 const echoDelay = 25 * time.Millisecond
 
-// SetupWithManager registers the controller and its watches. KServe's kinds must be installed; kinds of routes may come
-// later.
+// SetupWithManager registers the controller and its watches. KServe's kinds and those of routes may come later, and may
+// have gone: rollouts that are left must be able to end.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	sides, err := sidesOf(mgr)
 	if err != nil {
@@ -72,7 +73,6 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 			predicate.Or(predicate.GenerationChangedPredicate{}, changed(readOfVerbs)))).
 		Owns(&corev1.Service{}).
 		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
-		Watches(&kserve.InferenceService{}, r.waking(byInferenceService), builder.WithPredicates(changed(readOfInferenceService))).
 		Watches(&corev1.Pod{}, r.waking(byLabel), builder.WithPredicates(changed(readOfPod))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
@@ -82,33 +82,40 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	if err != nil {
 		return err
 	}
+	err = r.watch(mgr, kserve.GroupVersionKind, func() error {
+		return c.Watch(source.Kind[client.Object](mgr.GetCache(), &kserve.InferenceService{},
+			r.waking(byInferenceService), changed(readOfInferenceService)))
+	})
+	if err != nil {
+		return err
+	}
 	for _, p := range routing.Providers() {
-		if err := r.watchRoutes(mgr, c, p); err != nil {
+		err := r.watch(mgr, p.Kind(), func() error {
+			return c.Watch(source.Kind[client.Object](
+				mgr.GetCache(), routing.NewRoute(p), r.wakingLate(byRoute), changed(readOfRoute)))
+		})
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// watchRoutes watches the routes of a provider, as soon as the API server serves them.
-func (r *Reconciler) watchRoutes(mgr ctrl.Manager, c controller.Controller, p routing.Provider) error {
-	watch := func() error {
-		return c.Watch(source.Kind[client.Object](
-			mgr.GetCache(), routing.NewRoute(p), r.wakingLate(byRoute), changed(readOfRoute)))
-	}
-	served, err := r.kinds.has(p.Kind())
+// watch begins a watch as soon as the API server serves its kind.
+func (r *Reconciler) watch(mgr ctrl.Manager, kind schema.GroupVersionKind, begin func() error) error {
+	served, err := r.kinds.has(kind)
 	if err != nil {
 		return err
 	}
 	if served {
-		return watch()
+		return begin()
 	}
 	return mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return wait.PollUntilContextCancel(ctx, kindsInterval, false, func(context.Context) (bool, error) {
-			if served, err := r.kinds.has(p.Kind()); err != nil || !served {
+			if served, err := r.kinds.has(kind); err != nil || !served {
 				return false, nil //nolint:nilerr // an API server that is away now is asked again.
 			}
-			return true, watch()
+			return true, begin()
 		})
 	}))
 }
