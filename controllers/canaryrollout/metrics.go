@@ -5,6 +5,7 @@ package canaryrollout
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,7 +44,8 @@ var (
 	})
 	driftRepairs = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "outrigger_canary_drift_repairs_total",
-		Help: "Foreign changes of routes that were undone, by the field manager that made them; empty for a deletion.",
+		Help: "Foreign changes of routes that were undone, by the field manager that made them; empty for a deletion, " +
+			"and other once there were too many names.",
 	}, []string{"manager"})
 	guardFailures = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "outrigger_canary_guard_failures_total",
@@ -114,7 +116,7 @@ func count(rollout *v1alpha1.CanaryRollout, p plan, took time.Duration) {
 		return
 	}
 	if p.drift != nil {
-		driftRepairs.WithLabelValues(p.drift.manager).Inc()
+		driftRepairs.WithLabelValues(opponents.label(p.drift.manager)).Inc()
 	}
 	if applied := rollout.Status.Weights.Applied; p.carried || applied != nil && *applied == p.weights {
 		return
@@ -123,4 +125,27 @@ func count(rollout *v1alpha1.CanaryRollout, p plan, took time.Duration) {
 	if rollout.Status.Phase == v1alpha1.PhaseRollingBack && lowers(rollout, p) {
 		rollbackSeconds.Observe(took.Seconds())
 	}
+}
+
+// maxManagers is how many field managers have series of their own. Whoever edits a route chooses the name, as often as
+// they like, and a series stays for as long as the manager runs.
+const maxManagers = 64
+
+// managers are those that have a series.
+type managers struct {
+	mu    sync.Mutex
+	known map[string]bool
+}
+
+var opponents = managers{known: map[string]bool{}}
+
+// label returns a field manager's name, or other if too many have been told already.
+func (m *managers) label(manager string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.known[manager] && len(m.known) >= maxManagers {
+		return "other"
+	}
+	m.known[manager] = true
+	return manager
 }
