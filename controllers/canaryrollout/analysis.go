@@ -273,6 +273,10 @@ func (m *measurement) counts(ctx context.Context, service string, from, to time.
 		return routing.Counts{}, err
 	}
 	events, err := ask(m.probe.share.Events)
+	if err == nil && m.probe.also != "" {
+		more, failed := ask(m.probe.also)
+		events, err = events+more, failed
+	}
 	if m.probe.apart {
 		total += events
 	}

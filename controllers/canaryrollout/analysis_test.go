@@ -207,6 +207,30 @@ func (o only) Number(ctx context.Context, query string, at time.Time) (float64, 
 	return o.figures.Number(ctx, query, at)
 }
 
+// grpcOnly is a source of a canary whose callers speak gRPC, where a failure is a code of its own beside HTTP's 200.
+type grpcOnly struct{ figures }
+
+func (grpcOnly) Number(_ context.Context, query string, _ time.Time) (float64, bool, error) {
+	switch {
+	case strings.Contains(query, `response_code=~"5.."`):
+		return 10, true, nil
+	case strings.Contains(query, `response_code!~"5..",grpc_response_status=~"2|4|12|13|14|15"`):
+		return 50, true, nil
+	default:
+		return 1000, true, nil
+	}
+}
+
+// TestFailuresOfGRPC: the builtin rate of errors counts them, too.
+func TestFailuresOfGRPC(t *testing.T) {
+	at := time.Now()
+	a := analysisOf(t, "- {name: errors, builtin: error-rate, threshold: {max: '0.1'}}")
+	v := canaryrollout.Measure(t.Context(), grpcOnly{}, questionOf("ml", a, at.Add(-time.Minute), at)).Verdicts[0]
+	if v.Estimate != "6%" {
+		t.Errorf("%+v, want 6%% of errors", v)
+	}
+}
+
 // TestLongBakes: a value can be read for as long as a bake may take, although Prometheus gives no more than 11000 points.
 func TestLongBakes(t *testing.T) {
 	e := startExporter(t)

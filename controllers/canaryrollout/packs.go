@@ -9,6 +9,8 @@ import (
 // probe is how a metric is read: by exactly one of share, histogram and value.
 type probe struct {
 	share *v1alpha1.ShareQuery
+	// also selects counters of events that those of the share leave out, empty for none.
+	also string
 	// apart tells that the share's total does not include its events.
 	apart     bool
 	histogram *v1alpha1.HistogramQuery
@@ -19,11 +21,19 @@ type probe struct {
 // has mended.
 const istio = `reporter="destination",destination_workload_namespace="$namespace",destination_workload="$service"`
 
+// grpcFailures are the codes of gRPC that stand for what HTTP answers with 500 to 599: UNKNOWN, DEADLINE_EXCEEDED,
+// UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS. HTTP's own code is 200 then.
+const grpcFailures = `2|4|12|13|14|15`
+
 // packs are the metrics that need no query. The names are those of Istio 1.22 and newer, vLLM's engine V1, Triton 2.50
 // and newer (its first-response histogram needs --metrics-config histogram_latencies=true), and NVIDIA's DCGM exporter.
 var packs = map[v1alpha1.BuiltinMetric]probe{
-	"error-rate": share(
-		`istio_requests_total{`+istio+`,response_code=~"5.."}`, `istio_requests_total{`+istio+`}`),
+	"error-rate": {
+		share: &v1alpha1.ShareQuery{
+			Events: `istio_requests_total{` + istio + `,response_code=~"5.."}`, Total: `istio_requests_total{` + istio + `}`,
+		},
+		also: `istio_requests_total{` + istio + `,response_code!~"5..",grpc_response_status=~"` + grpcFailures + `"}`,
+	},
 	"latency-p50": quantile(`istio_request_duration_milliseconds_bucket{`+istio+`}`, "0.5"),
 	"latency-p95": quantile(`istio_request_duration_milliseconds_bucket{`+istio+`}`, "0.95"),
 	"latency-p99": quantile(`istio_request_duration_milliseconds_bucket{`+istio+`}`, "0.99"),
@@ -58,10 +68,6 @@ func probeOf(metric *v1alpha1.AnalysisMetric) probe {
 		return packs[metric.Builtin]
 	}
 	return probe{share: metric.Share, histogram: metric.Histogram, value: metric.Value}
-}
-
-func share(events, total string) probe {
-	return probe{share: &v1alpha1.ShareQuery{Events: events, Total: total}}
 }
 
 func quantile(buckets, quantile string) probe {
