@@ -396,16 +396,17 @@ func TestUpdateInPlace(t *testing.T) {
 
 // TestAnotherStable: what was measured by another stable side proves nothing, and its time does not count.
 func TestAnotherStable(t *testing.T) {
+	const anew, goesOn = "Progressing StepHolding 10", "Paused WaitingForPromotion 10"
 	one := v1alpha1.CanaryRevision{InferenceService: "v1", UID: "s", Generation: 1, Hash: "x"}
 	for what, tc := range map[string]struct {
 		change func(*v1alpha1.CanaryRevision)
 		want   string
 	}{
-		"another model":               {func(r *v1alpha1.CanaryRevision) { r.Generation, r.Hash = 2, "y" }, "Progressing StepHolding 10"},
-		"the same made anew":          {func(r *v1alpha1.CanaryRevision) { r.UID = "t" }, "Progressing StepHolding 10"},
-		"another number of replicas":  {func(r *v1alpha1.CanaryRevision) { r.Generation = 2 }, "Paused WaitingForPromotion 10"},
-		"none for now":                {func(r *v1alpha1.CanaryRevision) { r.UID = "" }, "Paused WaitingForPromotion 10"},
-		"another way to compute hash": {func(r *v1alpha1.CanaryRevision) { r.Hash = "y" }, "Paused WaitingForPromotion 10"},
+		"another model":               {func(r *v1alpha1.CanaryRevision) { r.Generation, r.Hash = 2, "y" }, anew},
+		"the same made anew":          {func(r *v1alpha1.CanaryRevision) { r.UID = "t" }, anew},
+		"another number of replicas":  {func(r *v1alpha1.CanaryRevision) { r.Generation = 2 }, goesOn},
+		"none for now":                {func(r *v1alpha1.CanaryRevision) { r.UID = "" }, goesOn},
+		"another way to compute hash": {func(r *v1alpha1.CanaryRevision) { r.Hash = "y" }, goesOn},
 	} {
 		l := newLife(steady())
 		l.facts.Stable = one
@@ -414,12 +415,12 @@ func TestAnotherStable(t *testing.T) {
 		tc.change(&l.facts.Stable)
 		want(t, what, l.after(time.Minute), tc.want)
 		changed := l.progress.Attempt.StableTime != nil
-		if changed != (tc.want == "Progressing StepHolding 10") {
+		if changed != (tc.want == anew) {
 			t.Errorf("%s: the attempt says that stable changed at %v", what, l.progress.Attempt.StableTime)
 		}
 		l.after(8 * time.Minute)
 		want(t, what+", later", l.String(), tc.want)
-		want(t, what+", when the time is over", l.after(2*time.Minute), "Paused WaitingForPromotion 10")
+		want(t, what+", when the time is over", l.after(2*time.Minute), goesOn)
 	}
 }
 
