@@ -49,6 +49,12 @@ bench-policies: ## Measure the manager among 1,000 InferenceServices and 5,000 p
 	@mkdir -p test/bench
 	BENCH_POLICIES=$(CURDIR)/test/bench/policies.md $(GO) test -tags bench -count 1 -timeout 20m -run TestScale -v ./controllers
 
+.PHONY: bench-rollout
+bench-rollout: ## Measure how soon a wish reaches the route, beside Argo Rollouts and Flagger, which it builds. ARGS="-rollouts 20 -rounds 1 -out=" for a try.
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/bench-rollout ./test/bench/rollout
+	$(BIN)/bench-rollout $(ARGS)
+
 .PHONY: lint
 lint: ## Lint everything.
 	$(TOOL) golangci-lint run
