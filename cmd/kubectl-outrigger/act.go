@@ -136,5 +136,5 @@ func (a *app) await(s *session, name, what string, done func(*v1alpha1.CanaryRol
 	if err != nil {
 		return err
 	}
-	return a.print(last, func(out io.Writer) { last.picture(out, time.Now()) })
+	return a.print(last, func(out io.Writer) { last.picture(out, time.Now(), a.width()) })
 }

@@ -8,77 +8,183 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
 
-// barWidth is how many characters a share of 100 percent takes.
-const barWidth = 40
+// barWidth is how many characters a share of 100 percent takes, and leastBar the least that is worth drawing.
+const (
+	barWidth = 40
+	leastBar = 10
+)
 
-// picture draws a rollout.
-func (r report) picture(out io.Writer, now time.Time) {
-	_, _ = fmt.Fprintf(out, "%s/%s  %s\n", r.Namespace, r.Name, r.headline(now))
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	for _, side := range []struct {
-		role string
-		sideReport
-	}{{"stable", r.Stable}, {"canary", r.Canary}} {
-		_, _ = fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", side.role, side.name(), share(side.sideReport), bar(side.Applied))
-	}
-	line := func(label, text string) {
-		if text != "" {
-			_, _ = fmt.Fprintf(table, "  %s\t%s\n", label, text)
+// picture draws a rollout within a width in characters; 0 is any.
+func (r report) picture(out io.Writer, now time.Time, width int) {
+	write := func(first, rest string, words []string, space string) {
+		for i, line := range fold(words, space, width-utf8.RuneCountInString(rest)) {
+			indent := first
+			if i > 0 {
+				indent = rest
+			}
+			_, _ = fmt.Fprintln(out, strings.TrimRight(indent+line, " "))
 		}
 	}
-	_ = table.Flush()
+	write("", "  ", append([]string{r.Namespace + "/" + r.Name + " "}, r.headline(now)...), " ")
+	r.drawSides(out, width)
+	lines := r.lines(now)
+	labels := 0
+	for _, line := range lines {
+		labels = max(labels, utf8.RuneCountInString(line.label))
+	}
+	for _, line := range lines {
+		write(fmt.Sprintf("  %-*s  ", labels, line.label), strings.Repeat(" ", labels+4), line.words, line.space)
+	}
+	r.drawVerdicts(out, width)
+}
+
+// drawSides draws the shares.
+func (r report) drawSides(out io.Writer, width int) {
+	sides := []struct {
+		role string
+		sideReport
+	}{{"stable", r.Stable}, {"canary", r.Canary}}
+	names, shares := 0, 0
+	for _, side := range sides {
+		names = max(names, utf8.RuneCountInString(side.name()))
+		shares = max(shares, utf8.RuneCountInString(share(side.sideReport)))
+	}
+	bars := barWidth
+	if width > 0 {
+		bars = min(barWidth, width-len("  stable      ")-names-shares)
+	}
+	for _, side := range sides {
+		line := fmt.Sprintf("  %s  %-*s  %-*s  ", side.role, names, side.name(), shares, share(side.sideReport))
+		if bars >= leastBar {
+			line += bar(side.Applied, bars)
+		}
+		_, _ = fmt.Fprintln(out, strings.TrimRight(line, " "))
+	}
+}
+
+// labelled is a line of a picture: words, and what is between two of them.
+type labelled struct {
+	label string
+	words []string
+	space string
+}
+
+// lines are what there is to tell of a rollout beside its shares and verdicts.
+func (r report) lines(now time.Time) []labelled {
+	var lines []labelled
+	tell := func(label, text string) {
+		if words := strings.Fields(text); len(words) > 0 {
+			lines = append(lines, labelled{label, words, " "})
+		}
+	}
+	if steps := r.Phase.steps(now); len(steps) > 0 {
+		lines = append(lines, labelled{"steps", steps, "  "})
+	}
 	route := r.Provider
 	if route != "" && r.Host != "" {
 		route += " for " + r.Host
 	}
-	line("steps", r.Phase.steps(now))
-	line("route", route)
-	line("colours", strings.Join(r.Colours, ", "))
+	tell("route", route)
+	tell("colours", strings.Join(r.Colours, ", "))
 	if r.Phase != nil {
-		line("why", r.Phase.Message)
+		tell("why", r.Phase.Message)
 	}
 	if !r.Ready || r.Phase == nil {
-		line("ready", r.Message)
+		tell("ready", r.Message)
 	}
 	if r.MaxSafe != nil && *r.MaxSafe < 100 {
-		line("limit", fmt.Sprintf("%d %% at most, by capacity and warm-up", *r.MaxSafe))
+		tell("limit", fmt.Sprintf("%d %% at most, by capacity and warm-up", *r.MaxSafe))
 	}
 	for _, note := range r.Notes {
-		line("note", note)
+		tell("note", note)
 	}
 	if r.Drift != nil {
-		line("drift", r.Drift.text())
+		tell("drift", r.Drift.text())
 	}
-	_ = table.Flush()
-	r.drawVerdicts(out)
+	return lines
 }
 
-// drawVerdicts draws what the metrics say, and from what.
-func (r report) drawVerdicts(out io.Writer) {
+// drawVerdicts draws what the metrics say, and from what: as a table, or metric by metric where that is too wide.
+func (r report) drawVerdicts(out io.Writer, width int) {
 	if len(r.Verdicts) == 0 {
 		return
 	}
 	var text strings.Builder
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "\n  METRIC\tVERDICT\tMEASURED\tTRUTH WITHIN\tBOUND\tSAMPLES\tWHY NOT")
+	_, _ = fmt.Fprintln(table, "  METRIC\tVERDICT\tMEASURED\tTRUTH WITHIN\tBOUND\tSAMPLES\tWHY NOT")
 	for _, v := range r.Verdicts {
-		result := string(v.Result)
-		if v.DryRun {
-			result += " (dry run)"
-		}
-		_, _ = fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Metric, result,
+		_, _ = fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Metric, verdict(v),
 			orDash(v.Estimate), orDash(v.Interval), orDash(v.Bound), v.Samples, v.Message)
 	}
 	_ = table.Flush()
-	for line := range strings.Lines(text.String()) {
-		_, _ = fmt.Fprintln(out, strings.TrimRight(line, " \n"))
+	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
+	widest := 0
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+		widest = max(widest, utf8.RuneCountInString(lines[i]))
 	}
+	if width > 0 && widest > width {
+		lines = r.stackedVerdicts(width)
+	}
+	_, _ = fmt.Fprintln(out)
+	for _, line := range lines {
+		_, _ = fmt.Fprintln(out, line)
+	}
+}
+
+func (r report) stackedVerdicts(width int) []string {
+	var lines []string
+	for _, v := range r.Verdicts {
+		lines = append(lines, "  "+v.Metric+"  "+verdict(v))
+		facts := make([]string, 0, 5)
+		for _, fact := range []struct{ label, value string }{
+			{"measured ", v.Estimate}, {"truth within ", v.Interval}, {"bound ", v.Bound},
+		} {
+			if fact.value != "" {
+				facts = append(facts, fact.label+fact.value)
+			}
+		}
+		facts = append(facts, fmt.Sprintf("%d samples", v.Samples))
+		if v.Message != "" {
+			facts = append(facts, v.Message)
+		}
+		for _, line := range fold(strings.Fields(strings.Join(facts, "; ")), " ", width-4) {
+			lines = append(lines, "    "+line)
+		}
+	}
+	return lines
+}
+
+func verdict(v v1alpha1.MetricVerdict) string {
+	if v.DryRun {
+		return string(v.Result) + " (dry run)"
+	}
+	return string(v.Result)
+}
+
+// fold puts words into lines of at most a width; one that is wider has a line of its own. A width of 0 or less makes
+// one line.
+func fold(words []string, space string, width int) []string {
+	var lines []string
+	line := ""
+	for i, word := range words {
+		switch {
+		case i == 0:
+			line = word
+		case width > 0 && utf8.RuneCountInString(line+space+word) > width:
+			lines, line = append(lines, line), word
+		default:
+			line += space + word
+		}
+	}
+	return append(lines, line)
 }
 
 func orDash(text string) string {
@@ -88,11 +194,11 @@ func orDash(text string) string {
 	return text
 }
 
-// steps tells the steps in one line: those that are done, the one that the rollout is at and what it still waits for,
-// and those to come.
-func (p *phaseReport) steps(now time.Time) string {
+// steps tells the steps: those that are done, the one that the rollout is at and what it still waits for, and those to
+// come.
+func (p *phaseReport) steps(now time.Time) []string {
 	if p == nil || len(p.Plan) == 0 {
-		return ""
+		return nil
 	}
 	words := make([]string, 0, len(p.Plan)+1)
 	for i, step := range p.Plan {
@@ -120,7 +226,7 @@ func (p *phaseReport) steps(now time.Time) string {
 		}
 		words = append(words, mark+"bake "+short(p.Bake)+left(p.Bake, p.StepSince, now, p.Name == string(v1alpha1.PhaseBaking)))
 	}
-	return strings.Join(words, "  ")
+	return words
 }
 
 // active reports whether the rollout is at one of its steps, and not on the way back.
@@ -173,7 +279,8 @@ func short(text string) string {
 	return duration.HumanDuration(d)
 }
 
-func (r report) headline(now time.Time) string {
+// headline tells the state in a few words.
+func (r report) headline(now time.Time) []string {
 	var words []string
 	if r.Phase != nil {
 		phase := r.Phase.Name
@@ -201,7 +308,10 @@ func (r report) headline(now time.Time) string {
 	if r.DryRun {
 		words = append(words, "dry run")
 	}
-	return strings.Join(words, " · ")
+	for i := range words[1:] {
+		words[i+1] = "· " + words[i+1]
+	}
+	return words
 }
 
 func share(s sideReport) string {
@@ -217,15 +327,16 @@ func share(s sideReport) string {
 	}
 }
 
-func bar(percent *int32) string {
+// bar draws a share. One that is not 0 is seen, and so is what is left beside one that is not all.
+func bar(percent *int32, width int) string {
 	if percent == nil {
 		return ""
 	}
-	full := int(*percent) * barWidth / 100
+	full := int(*percent) * width / 100
 	if full == 0 && *percent > 0 {
 		full = 1
 	}
-	return strings.Repeat("█", full) + strings.Repeat("░", barWidth-full)
+	return strings.Repeat("█", full) + strings.Repeat("░", width-full)
 }
 
 func (d driftReport) text() string {

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -21,7 +22,7 @@ func (a *app) status(s *session, args []string) error {
 			return err
 		}
 		shown := reportOf(r)
-		return a.print(shown, func(out io.Writer) { shown.picture(out, time.Now()) })
+		return a.print(shown, func(out io.Writer) { shown.picture(out, time.Now(), a.width()) })
 	}
 	var list v1alpha1.CanaryRolloutList
 	if err := s.client.List(s.ctx, &list, client.InNamespace(s.namespace)); err != nil {
@@ -40,7 +41,7 @@ func (a *app) status(s *session, args []string) error {
 		_, _ = fmt.Fprintln(table, "NAME\tSTABLE\tCANARY\tSHARE\tSTATE")
 		for _, r := range reports {
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.Name, r.Stable.name(), r.Canary.name(),
-				share(r.Canary), r.headline(time.Now()))
+				share(r.Canary), strings.Join(r.headline(time.Now()), " "))
 		}
 		_ = table.Flush()
 	})

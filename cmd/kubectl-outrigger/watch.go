@@ -9,45 +9,50 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"golang.org/x/term"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
 
-// redraw is how often a terminal shows how time passes.
-const redraw = time.Second
+const (
+	// glance is how often a terminal is asked for its size, and redraw how often it shows how time passes.
+	glance = 200 * time.Millisecond
+	redraw = time.Second
+	// again is how long an API server that does not answer is left alone.
+	again = 2 * time.Second
+)
+
+// news is what there is to show: a rollout, or why nothing is known of it at the moment.
+type news struct {
+	report *report
+	lost   error
+}
 
 // watch shows a rollout whenever it changes, until it is interrupted: as a picture in a terminal, and elsewhere as one
 // picture, or one line of JSON, after the other.
 func (a *app) watch(s *session, args []string) error {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	reports, failed := make(chan report), make(chan error, 1)
-	go func() {
-		failed <- s.follow(ctx, args[0], func(r *v1alpha1.CanaryRollout) (bool, error) {
-			select {
-			case reports <- reportOf(r):
-				return false, nil
-			case <-ctx.Done():
-				return true, nil
-			}
-		})
-	}()
-	var ticks <-chan time.Time
-	var last *report
+	heard, failed := make(chan news), make(chan error, 1)
+	go func() { failed <- s.followOn(ctx, args[0], heard) }()
 	on := a.screen()
+	var ticks <-chan time.Time
 	if on != nil {
-		ticker := time.NewTicker(redraw)
+		ticker := time.NewTicker(glance)
 		defer ticker.Stop()
 		ticks = ticker.C
 		on.enter()
-		defer func() { on.leave(last) }()
+		defer on.leave()
 	}
+	var last *report
 	for {
 		select {
 		case err := <-failed:
@@ -55,17 +60,54 @@ func (a *app) watch(s *session, args []string) error {
 				return nil
 			}
 			return err
-		case r := <-reports:
-			if last == nil || !sameReport(*last, r) {
-				last = &r
-				a.draw(*last, on)
+		case n := <-heard:
+			if on != nil {
+				on.show(n, time.Now())
+			}
+			if n.report != nil && on == nil && (last == nil || !sameReport(*last, *n.report)) {
+				last = n.report
+				a.add(*last, time.Now())
 			}
 		case <-ticks:
-			if last != nil {
-				a.draw(*last, on)
-			}
+			on.refresh(time.Now())
 		}
 	}
+}
+
+// followOn tells of a rollout until the context ends. Once the rollout has been seen, an API server that is away does not
+// end it.
+func (s *session) followOn(ctx context.Context, name string, heard chan<- news) error {
+	tell := func(n news) bool {
+		select {
+		case heard <- n:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for seen := false; ; {
+		err := s.follow(ctx, name, func(r *v1alpha1.CanaryRollout) (bool, error) {
+			seen = true
+			shown := reportOf(r)
+			return !tell(news{report: &shown}), nil
+		})
+		if ctx.Err() != nil || err == nil || !seen || !passing(err) {
+			return err
+		}
+		tell(news{lost: err})
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// passing reports whether an error may pass without anybody's help.
+func passing(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return network || utilnet.IsConnectionRefused(err) || utilnet.IsProbableEOF(err) || apierrors.IsServiceUnavailable(err) ||
+		apierrors.IsTooManyRequests(err) || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) ||
+		apierrors.IsInternalError(err)
 }
 
 func sameReport(a, b report) bool {
@@ -74,19 +116,24 @@ func sameReport(a, b report) bool {
 	return bytes.Equal(one, other)
 }
 
-// draw shows a rollout: on a screen over what was there, elsewhere after it.
-func (a *app) draw(r report, on *screen) {
-	now := time.Now()
-	switch {
-	case on != nil:
-		on.draw(r, now)
-	case a.output == "json":
+// add shows a rollout after what was shown before.
+func (a *app) add(r report, now time.Time) {
+	if a.output == "json" {
 		line, _ := json.Marshal(r) // a report has nothing that JSON lacks
 		_, _ = fmt.Fprintln(a.out, string(line))
-	default:
-		_, _ = fmt.Fprintln(a.out, now.Format(time.RFC3339))
-		r.picture(a.out, now)
+		return
 	}
+	_, _ = fmt.Fprintln(a.out, now.Format(time.RFC3339))
+	r.picture(a.out, now, a.width())
+}
+
+// width is that of the terminal that is written to, 0 if it is none.
+func (a *app) width() int {
+	if on := a.screen(); on != nil {
+		width, _ := on.size()
+		return width
+	}
+	return 0
 }
 
 // screen is a terminal on which pictures are drawn over each other. It is the terminal's second one, so that what was in
@@ -94,12 +141,16 @@ func (a *app) draw(r report, on *screen) {
 type screen struct {
 	out  io.Writer
 	size func() (width, height int)
+
+	last          news
+	drawn         time.Time
+	width, height int
 }
 
-// screen returns the terminal that is written to, nil if it is none.
+// screen returns the terminal that is written to, nil if it is none, or none on which one can draw.
 func (a *app) screen() *screen {
 	file, ok := a.out.(*os.File)
-	if !ok || a.output == "json" || !term.IsTerminal(int(file.Fd())) {
+	if kind := os.Getenv("TERM"); !ok || a.output == "json" || kind == "dumb" || !term.IsTerminal(int(file.Fd())) {
 		return nil
 	}
 	return &screen{out: file, size: func() (int, int) {
@@ -111,7 +162,7 @@ func (a *app) screen() *screen {
 	}}
 }
 
-// What a terminal is told. The cursor is hidden while pictures are drawn.
+// What a terminal is told. The cursor is hidden while pictures are drawn. No colours are used.
 const (
 	enterScreen = "\x1b[?1049h\x1b[?25l"
 	leaveScreen = "\x1b[?25h\x1b[?1049l"
@@ -123,22 +174,59 @@ const (
 func (s *screen) enter() { _, _ = io.WriteString(s.out, enterScreen) }
 
 // leave puts the terminal back, and leaves the last picture in it.
-func (s *screen) leave(last *report) {
+func (s *screen) leave() {
 	_, _ = io.WriteString(s.out, leaveScreen)
-	if last != nil {
-		last.picture(s.out, time.Now())
+	if s.last.report != nil {
+		width, _ := s.size()
+		s.last.report.picture(s.out, time.Now(), width)
 	}
 }
 
-// draw draws a picture over the last one. Lines are cut at the edge, where a terminal would begin new ones.
-func (s *screen) draw(r report, now time.Time) {
+// show draws what has been heard. While the API server is away the last picture stays.
+func (s *screen) show(n news, now time.Time) {
+	s.last.lost = n.lost
+	if n.report != nil {
+		s.last.report = n.report
+	}
+	s.draw(now)
+}
+
+// refresh draws the last picture again if the terminal has another size by now, or time has passed.
+func (s *screen) refresh(now time.Time) {
+	if s.last.report == nil {
+		return
+	}
+	if width, height := s.size(); width != s.width || height != s.height || now.Sub(s.drawn) >= redraw {
+		s.draw(now)
+	}
+}
+
+// draw draws a picture over the last one. What the terminal has no room for is cut: a line that went on at the next one
+// would push the first ones out.
+func (s *screen) draw(now time.Time) {
+	s.drawn = now
+	s.width, s.height = s.size()
 	var text strings.Builder
-	r.picture(&text, now)
-	width, height := s.size()
+	if s.last.report != nil {
+		s.last.report.picture(&text, now, s.width)
+	}
 	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
-	lines = lines[:min(len(lines), height)]
+	foot := ""
+	if s.last.lost != nil {
+		foot = "The API server does not answer: " + s.last.lost.Error()
+	}
+	room := s.height
+	if foot != "" {
+		room--
+	}
+	if hidden := len(lines) - room; hidden > 0 {
+		lines = append(lines[:max(0, room-1)], fmt.Sprintf("… and %d lines that the terminal has no room for", hidden+1))
+	}
+	if foot != "" {
+		lines = append(lines, foot)
+	}
 	for i := range lines {
-		lines[i] = cut(lines[i], width) + clearLine
+		lines[i] = cut(lines[i], s.width) + clearLine
 	}
 	_, _ = io.WriteString(s.out, goHome+strings.Join(lines, "\r\n")+clearBelow)
 }
