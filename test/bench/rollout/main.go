@@ -41,9 +41,9 @@ func main() {
 func parse() options {
 	var o options
 	flag.IntVar(&o.rollouts, "rollouts", 200, "how many canaries each system has; all are edited in a storm")
-	flag.IntVar(&o.edits, "edits", 150, "how many single edits a round")
-	flag.IntVar(&o.drifts, "drifts", 50, "how many foreign edits a round")
-	flag.IntVar(&o.storms, "storms", 2, "how many storms a round")
+	flag.IntVar(&o.edits, "edits", 100, "how many single edits a round")
+	flag.IntVar(&o.drifts, "drifts", 30, "how many foreign edits a round")
+	flag.IntVar(&o.storms, "storms", 1, "how many storms a round")
 	flag.IntVar(&o.rounds, "rounds", 2, "how many rounds of all systems in turns")
 	flag.DurationVar(&o.patience, "patience", 25*time.Second,
 		"how long to wait for one change; more than two of Flagger's intervals")
@@ -75,6 +75,7 @@ func run(ctx context.Context, o options) error {
 	defer stop(nil) // before, so that the controllers end
 	r := newResults(programs, o)
 	if err := l.measureAll(ctx, o, r); err != nil {
+		fmt.Fprint(os.Stderr, r.table()) // what there is of it
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
@@ -97,11 +98,16 @@ func (l *lab) measureAll(ctx context.Context, o options, r *results) error {
 		if err := s.start(ctx, program.path); err != nil {
 			return fmt.Errorf("starting %s: %w", s.name(), err)
 		}
-		if err := l.prepare(ctx, s, o.rollouts); err != nil {
-			return fmt.Errorf("making the canaries of %s: %w", s.name(), err)
-		}
 	}
-	var err error
+	err := each(len(systems), len(systems), func(i int) error {
+		if err := l.prepare(ctx, systems[i], o.rollouts); err != nil {
+			return fmt.Errorf("making the canaries of %s: %w", systems[i].name(), err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	if r.busyBefore, err = l.busyAtRest(ctx); err != nil {
 		return err
 	}
