@@ -63,6 +63,7 @@ func (r *Reconciler) observeRevisions(
 	}
 	pods := ofRevisions(all, serving.Revisions) // others may be kept beside them for long
 	one.learn(pods)
+	one.templates = templatesOf(serving)
 	if !serving.Routed {
 		return nil
 	}
@@ -71,6 +72,20 @@ func (r *Reconciler) observeRevisions(
 		one.ready = max(one.ready, 1)
 	}
 	return nil
+}
+
+// templatesOf tells from what the pods of a side in Knative mode are made: from more than one revision while the newest is
+// not the one that gets the requests.
+func templatesOf(serving kserve.Serving) []string {
+	var templates []string
+	if len(serving.Revisions) > 0 {
+		templates = append(templates, serving.Revisions[0])
+	}
+	if serving.Latest != "" {
+		templates = append(templates, serving.Latest)
+	}
+	slices.Sort(templates)
+	return slices.Compact(templates)
 }
 
 // ofRevisions returns the pods of some revisions.

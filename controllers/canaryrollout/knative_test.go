@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -432,4 +433,28 @@ func readsOld(c client.WithWatch, old *unstructured.Unstructured) client.WithWat
 			return c.Get(ctx, key, into, opts...)
 		},
 	})
+}
+
+// TestKnativeUpdateInPlace: while a new revision starts, Knative leads all requests to the one before, which may be what
+// was just turned back.
+func TestKnativeUpdateInPlace(t *testing.T) {
+	w := newWorld(t)
+	do(t, w, knativeService("v1", 1), knativeService("v2", 1), rollout(steps))
+	settleSteps(t, w, w.Client)
+	wantByHost(t, w, name, routing.SplitRoute, "v1=90 v2=10 ")
+	do(t, w, say(v1alpha1.AnnotationAbort))
+	settleSteps(t, w, w.Client)
+	update := func(ready string) faults.Step {
+		return knativeStatus("v2", fmt.Sprintf(
+			`{"predictor":{"latestCreatedRevision":"v2-predictor-00002","latestReadyRevision":%[1]q,`+
+				`"traffic":[{"revisionName":%[1]q,"latestRevision":true,"percent":100}]}}`, "v2-predictor-"+ready))
+	}
+	do(t, w, changeService("v2", `{"spec":{"predictor":{"timeout":7}}}`), update("00001"))
+	settleSteps(t, w, w.Client)
+	do(t, w, pass(time.Hour))
+	settleSteps(t, w, w.Client)
+	wantByHost(t, w, name, routing.SplitRoute, "v1=100 v2=0 ")
+	do(t, w, revisionPods("v2", "00002", 1), update("00002"))
+	settleSteps(t, w, w.Client)
+	wantByHost(t, w, name, routing.SplitRoute, "v1=90 v2=10 ")
 }

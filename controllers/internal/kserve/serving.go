@@ -36,6 +36,8 @@ type Serving struct {
 	Routed bool
 	// Revisions are the names of those that get requests, the one with the most first.
 	Revisions []string
+	// Latest is the newest one, which gets none before it is ready.
+	Latest string
 	// FromZero tells whether Knative may take its last pod away, and makes one when a request comes.
 	FromZero bool
 }
@@ -59,6 +61,7 @@ func ServingOf(isvc *InferenceService) Serving {
 	s := Serving{
 		Routed: isvc.Status.Components[component].Address != nil && !isvc.Status.GetCondition(route).IsFalse() &&
 			!isvc.Status.GetCondition(v1beta1.Stopped).IsTrue() && len(shares) > 0,
+		Latest:   isvc.Status.Components[component].LatestCreatedRevision,
 		FromZero: extension.MinReplicas != nil && *extension.MinReplicas == 0,
 	}
 	for revision := range shares {
