@@ -116,9 +116,10 @@ func FindRival(
 	var ours, foreign *unstructured.Unstructured
 	for i := range routes {
 		route := &routes[i]
-		owner := metav1.GetControllerOf(route)
-		switch {
-		case !Overlap(claims, ClaimsOf(route, rollout.Namespace)):
+		if !Overlap(claims, ClaimsOf(route, rollout.Namespace)) {
+			continue
+		}
+		switch owner := metav1.GetControllerOf(route); {
 		case !isRollout(owner):
 			foreign = oldest(foreign, route)
 		default:

@@ -138,6 +138,7 @@ func (a *Analyst) work(ctx context.Context, q *Question) {
 	a.mu.Unlock()
 	wake := event.GenericEvent{Object: &v1alpha1.CanaryRollout{
 		ObjectMeta: metav1.ObjectMeta{Namespace: q.Rollout.Namespace, Name: q.Rollout.Name},
+		Status:     v1alpha1.CanaryRolloutStatus{RolloutProgress: v1alpha1.RolloutProgress{Verdicts: answer.Verdicts}},
 	}}
 	select {
 	case a.answered <- wake:

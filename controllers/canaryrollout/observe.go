@@ -254,7 +254,9 @@ func (r *Reconciler) observeOthers(ctx context.Context, rollout *v1alpha1.Canary
 		return err
 	}
 	seen.rival = routing.FindRival(rollout, rollouts.Items, routes)
-	seen.root = routing.FindRoot(routes, rollout.Namespace, rollout.Name)
+	if rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate {
+		seen.root = routing.FindRoot(routes, rollout.Namespace, rollout.Name)
+	}
 	return nil
 }
 

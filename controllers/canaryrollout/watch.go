@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,7 +41,8 @@ import (
 const workers = 8
 
 // echoDelay is how long a change of a route waits before it wakes a rollout. Most are echoes of the controller's
-// own writes, and those would otherwise be looked at with a status in the cache that is about to be outdated.
+// own writes, and those would otherwise be looked at with a status in the cache that is about to be outdated. What is
+// certain to be no echo does not wait.
 const echoDelay = 25 * time.Millisecond
 
 // SetupWithManager registers the controller and its watches. KServe's kinds and those of routes may come later, and may
@@ -53,12 +53,14 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		return err
 	}
 	r.sides = sides.GetClient()
+	urgent := newUrgency()
 	b := builder.ControllerManagedBy(mgr)
 	if analyst, ok := r.asker.(*Analyst); ok {
 		if err := mgr.Add(analyst); err != nil {
 			return fmt.Errorf("adding the analyst: %w", err)
 		}
-		b = b.WatchesRawSource(source.Channel(analyst.answered, &handler.EnqueueRequestForObject{}))
+		b = b.WatchesRawSource(source.Channel(
+			analyst.answered, urgent.first(&handler.EnqueueRequestForObject{}, disproved)))
 	}
 	if stove, ok := r.warmer.(*Stove); ok {
 		if err := mgr.Add(stove); err != nil {
@@ -68,23 +70,28 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	}
 	c, err := b.
 		Named(Name).
-		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
-		For(&v1alpha1.CanaryRollout{}, builder.WithPredicates(
+		WithOptions(controller.Options{
+			MaxConcurrentReconciles: workers, NewQueue: urgent.queue,
+			RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](retryFirst, retryMost),
+		}).
+		// For and Owns know no urgency; these are the same with it.
+		Watches(&v1alpha1.CanaryRollout{}, urgent.first(&handler.EnqueueRequestForObject{}, lowered), builder.WithPredicates(
 			predicate.Or(predicate.GenerationChangedPredicate{}, changed(readOfVerbs)))).
-		Owns(&corev1.Service{}).
-		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&corev1.Service{}, handler.EnqueueRequestForOwner(
+			mgr.GetScheme(), mgr.GetRESTMapper(), &v1alpha1.CanaryRollout{}, handler.OnlyControllerOwner())).
+		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(changed(readOfClaims))).
 		Watches(&corev1.Pod{}, r.waking(byLabel), builder.WithPredicates(changed(readOfPod))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
 		WatchesRawSource(source.Kind[client.Object](
-			sides.GetCache(), &discoveryv1.EndpointSlice{}, r.waking(byLabel), changed(readOfEndpoints))).
+			sides.GetCache(), &discoveryv1.EndpointSlice{}, urgent.first(r.waking(byLabel), fewer), changed(readOfEndpoints))).
 		Build(r.measured(mgr.GetClient()))
 	if err != nil {
 		return err
 	}
 	err = r.watch(mgr, kserve.GroupVersionKind, func() error {
 		return c.Watch(source.Kind[client.Object](mgr.GetCache(), &kserve.InferenceService{},
-			r.waking(byInferenceService), changed(readOfInferenceService)))
+			urgent.first(r.waking(byInferenceService), leaving), changed(readOfInferenceService)))
 	})
 	if err != nil {
 		return err
@@ -146,8 +153,9 @@ func sidesOf(mgr ctrl.Manager) (cluster.Cluster, error) {
 	return sides, nil
 }
 
-// concerns tells whether a change of an object concerns a rollout.
-type concerns func(rollout *v1alpha1.CanaryRollout, object client.Object) bool
+// concerns returns what tells which rollouts a change of an object concerns. There are many rollouts, so all that does not
+// depend on them is worked out before.
+type concerns func(object client.Object) func(rollout *v1alpha1.CanaryRollout) bool
 
 // waking returns a handler that wakes every rollout that a change concerns.
 func (r *Reconciler) waking(concerned concerns) handler.EventHandler {
@@ -156,21 +164,35 @@ func (r *Reconciler) waking(concerned concerns) handler.EventHandler {
 
 // wakingLate is waking after echoDelay.
 func (r *Reconciler) wakingLate(concerned concerns) handler.EventHandler {
-	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
-	wake := func(ctx context.Context, object client.Object, q queue) {
+	wake := func(ctx context.Context, object client.Object, after time.Duration, q workQueue) {
 		for _, request := range r.concerned(concerned)(ctx, object) {
-			q.AddAfter(request, echoDelay)
+			q.AddAfter(request, after)
 		}
 	}
 	return handler.Funcs{
-		CreateFunc: func(ctx context.Context, e event.CreateEvent, q queue) { wake(ctx, e.Object, q) },
-		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
-			wake(ctx, e.ObjectOld, q)
-			wake(ctx, e.ObjectNew, q)
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q workQueue) { wake(ctx, e.Object, echoDelay, q) },
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q workQueue) {
+			after := echoDelay
+			if meddled(e.ObjectNew) {
+				after = 0
+			}
+			wake(ctx, e.ObjectOld, after, q)
+			wake(ctx, e.ObjectNew, after, q)
 		},
-		DeleteFunc:  func(ctx context.Context, e event.DeleteEvent, q queue) { wake(ctx, e.Object, q) },
-		GenericFunc: func(ctx context.Context, e event.GenericEvent, q queue) { wake(ctx, e.Object, q) },
+		DeleteFunc:  func(ctx context.Context, e event.DeleteEvent, q workQueue) { wake(ctx, e.Object, echoDelay, q) },
+		GenericFunc: func(ctx context.Context, e event.GenericEvent, q workQueue) { wake(ctx, e.Object, echoDelay, q) },
 	}
+}
+
+// meddled reports whether a route of Outrigger's own is not as Outrigger wrote it.
+func meddled(object client.Object) bool {
+	route, ok := object.(*unstructured.Unstructured)
+	mark := object.GetAnnotations()[v1alpha1.AnnotationAppliedHash]
+	if !ok || mark == "" {
+		return false
+	}
+	fingerprint, err := routing.Fingerprint(route)
+	return err == nil && fingerprint != mark
 }
 
 func (r *Reconciler) concerned(concerned concerns) handler.MapFunc {
@@ -181,8 +203,9 @@ func (r *Reconciler) concerned(concerned concerns) handler.MapFunc {
 			return nil
 		}
 		var requests []reconcile.Request
+		is := concerned(object)
 		for i := range rollouts.Items {
-			if rollout := &rollouts.Items[i]; concerned(rollout, object) {
+			if rollout := &rollouts.Items[i]; is(rollout) {
 				requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(rollout)})
 			}
 		}
@@ -191,44 +214,62 @@ func (r *Reconciler) concerned(concerned concerns) handler.MapFunc {
 }
 
 // byClaim: when one of two rollouts for the same route goes or changes, the other may have it.
-func byClaim(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+func byClaim(object client.Object) func(*v1alpha1.CanaryRollout) bool {
 	other, ok := object.(*v1alpha1.CanaryRollout)
-	return ok && other.UID != rollout.UID && routing.Overlap(routing.Claims(rollout), routing.Claims(other))
+	if !ok {
+		return none
+	}
+	claims := routing.Claims(other)
+	return func(rollout *v1alpha1.CanaryRollout) bool {
+		return other.UID != rollout.UID && routing.Overlap(routing.Claims(rollout), claims)
+	}
 }
 
 // byRoute: a route concerns the rollout that owns or adopts it, or to whose it delegates, those that want its hosts, and
 // those whose InferenceServices KServe made it for.
-func byRoute(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
+func byRoute(object client.Object) func(*v1alpha1.CanaryRollout) bool {
 	route, ok := object.(*unstructured.Unstructured)
 	if !ok {
-		return false
+		return none
 	}
-	if route.GetNamespace() == rollout.Namespace {
+	namespace, name := route.GetNamespace(), route.GetName()
+	claims := map[string][]routing.Claim{} // as a namespace sees them
+	return func(rollout *v1alpha1.CanaryRollout) bool {
 		ref, _ := routing.Adopted(rollout)
-		if slices.Contains(
-			[]string{rollout.Name, ref.Name, rollout.Spec.Stable.InferenceService, rollout.Spec.Canary.InferenceService},
-			route.GetName(),
-		) {
+		if namespace == rollout.Namespace && (name == rollout.Name || name == ref.Name ||
+			name == rollout.Spec.Stable.InferenceService || name == rollout.Spec.Canary.InferenceService) {
 			return true
 		}
+		seen, known := claims[rollout.Namespace]
+		if !known {
+			seen = routing.ClaimsOf(route, rollout.Namespace)
+			claims[rollout.Namespace] = seen
+		}
+		return routing.DelegatesTo(route, rollout.Namespace, rollout.Name) || routing.Overlap(routing.Claims(rollout), seen)
 	}
-	return routing.DelegatesTo(route, rollout.Namespace, rollout.Name) ||
-		routing.Overlap(routing.Claims(rollout), routing.ClaimsOf(route, rollout.Namespace))
 }
 
-func byInferenceService(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
-	return names(rollout, object.GetNamespace(), object.GetName())
+func byInferenceService(object client.Object) func(*v1alpha1.CanaryRollout) bool {
+	return naming(object.GetNamespace(), object.GetName())
 }
 
 // byLabel: KServe labels a Service with its InferenceService, and Kubernetes copies a Service's labels to its slices.
-func byLabel(rollout *v1alpha1.CanaryRollout, object client.Object) bool {
-	return names(rollout, object.GetNamespace(), object.GetLabels()[kserve.LabelInferenceService])
+func byLabel(object client.Object) func(*v1alpha1.CanaryRollout) bool {
+	return naming(object.GetNamespace(), object.GetLabels()[kserve.LabelInferenceService])
 }
 
-func names(rollout *v1alpha1.CanaryRollout, namespace, inferenceService string) bool {
-	return rollout.Namespace == namespace && inferenceService != "" &&
-		(rollout.Spec.Stable.InferenceService == inferenceService || rollout.Spec.Canary.InferenceService == inferenceService)
+// naming tells which rollouts name an InferenceService.
+func naming(namespace, inferenceService string) func(*v1alpha1.CanaryRollout) bool {
+	if inferenceService == "" {
+		return none
+	}
+	return func(rollout *v1alpha1.CanaryRollout) bool {
+		return rollout.Namespace == namespace && (rollout.Spec.Stable.InferenceService == inferenceService ||
+			rollout.Spec.Canary.InferenceService == inferenceService)
+	}
 }
+
+func none(*v1alpha1.CanaryRollout) bool { return false }
 
 // changed returns a predicate that lets an update pass only if it changed what the controller reads of the object.
 func changed(read func(client.Object) any) predicate.Predicate {
@@ -246,6 +287,15 @@ func readOfRoute(object client.Object) any {
 		route.Object["spec"], route.GetOwnerReferences(), route.GetLabels()[v1alpha1.LabelManagedBy], route.GetUID(),
 		routing.ProviderOf(route).Acceptance(route),
 	}
+}
+
+// readOfClaims is what other rollouts may want too.
+func readOfClaims(object client.Object) any {
+	rollout, ok := object.(*v1alpha1.CanaryRollout)
+	if !ok {
+		return nil
+	}
+	return []any{routing.Claims(rollout), rollout.DeletionTimestamp == nil}
 }
 
 func readOfVerbs(object client.Object) any {
