@@ -38,6 +38,12 @@ type Binding struct {
 	rule           string // its name
 	path           string // of the rule, as JSON Pointer
 	stable, canary boundDestination
+	// percent is the path of the one number that says the canary's share, empty where each side has a weight; guards are
+	// those of its place.
+	percent string
+	guards  []operation
+	// unset tells that the number is not there, which says 100.
+	unset bool
 }
 
 // boundDestination is one destination of the bound rule.
@@ -181,6 +187,23 @@ func (b *Binding) Carries(weights v1alpha1.WeightPair) bool {
 	return b.stable.weight == int64(weights.Stable) && b.canary.weight == int64(weights.Canary)
 }
 
+// Unset reports whether the place says nothing, which has the meaning of its Weights.
+func (b *Binding) Unset() bool { return b.unset }
+
+// Encode returns the JSON Patch that sets the two weights, or has the place say nothing again.
+func (b *Binding) Encode(weights v1alpha1.WeightPair, unset bool) ([]byte, error) {
+	if unset {
+		return b.Clear()
+	}
+	return b.Patch(weights)
+}
+
+// Clear returns a JSON Patch that has a place say nothing again.
+func (b *Binding) Clear() ([]byte, error) {
+	patch := append([]operation{{Op: "test", Path: "/metadata/uid", Value: b.uid}}, b.guards...)
+	return encode(b.rule, append(patch, operation{Op: "remove", Path: b.percent}))
+}
+
 // operation is one step of a JSON Patch, RFC 6902.
 type operation struct {
 	Op    string `json:"op"`
@@ -192,19 +215,24 @@ type operation struct {
 // the stored object: if the rule has moved, or the destinations have changed places, since the route was read, the
 // patch fails as a whole. The old weights are not tested, or a foreign edit of them could never be repaired.
 func (b *Binding) Patch(weights v1alpha1.WeightPair) ([]byte, error) {
-	patch := []operation{
-		{Op: "test", Path: "/metadata/uid", Value: b.uid},
-		{Op: "test", Path: b.path + "/name", Value: b.rule},
+	patch := []operation{{Op: "test", Path: "/metadata/uid", Value: b.uid}}
+	if b.percent != "" {
+		return encode(b.rule, append(append(patch, b.guards...), operation{Op: "add", Path: b.percent, Value: weights.Canary}))
 	}
+	patch = append(patch, operation{Op: "test", Path: b.path + "/name", Value: b.rule})
 	patch = append(patch, b.stable.guards...)
 	patch = append(patch, b.canary.guards...)
 	patch = append(patch,
 		operation{Op: "add", Path: b.stable.path + "/weight", Value: weights.Stable},
 		operation{Op: "add", Path: b.canary.path + "/weight", Value: weights.Canary},
 	)
+	return encode(b.rule, patch)
+}
+
+func encode(rule string, patch []operation) ([]byte, error) {
 	raw, err := json.Marshal(patch)
 	if err != nil {
-		return nil, fmt.Errorf("encoding patch of route %q: %w", b.rule, err)
+		return nil, fmt.Errorf("encoding patch of route %q: %w", rule, err)
 	}
 	return raw, nil
 }
@@ -212,6 +240,13 @@ func (b *Binding) Patch(weights v1alpha1.WeightPair) ([]byte, error) {
 // Set returns a copy of the route with these weights, as the patch makes it.
 func (b *Binding) Set(route *unstructured.Unstructured, weights v1alpha1.WeightPair) (*unstructured.Unstructured, error) {
 	after := route.DeepCopy()
+	if b.percent != "" {
+		err := unstructured.SetNestedField(after.Object, int64(weights.Canary), strings.Split(b.percent[1:], "/")...)
+		if err != nil {
+			return nil, fmt.Errorf("%s %q has nothing at %s: %w", route.GetKind(), route.GetName(), b.percent, err)
+		}
+		return after, nil
+	}
 	for _, side := range []struct {
 		at     boundDestination
 		weight int32

@@ -22,14 +22,13 @@ type Claim struct {
 
 // Claims returns what a rollout needs for itself.
 func Claims(rollout *v1alpha1.CanaryRollout) []Claim {
-	switch rollout.Spec.Routing.Mode {
-	case v1alpha1.RoutingDelegate:
+	ref, adopts := Adopted(rollout)
+	switch mode := rollout.Spec.Routing.Mode; {
+	case mode == v1alpha1.RoutingDelegate:
 		return nil // its name is its own
-	case v1alpha1.RoutingAdopt:
-		ref, ok := Adopted(rollout)
-		if !ok {
-			return nil
-		}
+	case mode == v1alpha1.RoutingAdopt && !adopts:
+		return nil
+	case adopts:
 		return []Claim{{Namespace: rollout.Namespace, Kind: ref.Provider.Kind().Kind, Name: ref.Name, Rule: ref.Rule}}
 	default:
 		return hostClaims(Hosts(rollout), rollout.Spec.Routing.Gateways, rollout.Namespace)
@@ -44,8 +43,12 @@ type Reference struct {
 	Rule     string
 }
 
-// Adopted returns the rule that a rollout adopts, false if it names none.
+// Adopted returns what a rollout adopts, false if that is nothing: a rule of a route, or the percentage of an
+// InferenceService.
 func Adopted(rollout *v1alpha1.CanaryRollout) (Reference, bool) {
+	if rollout.Spec.Routing.Provider == v1alpha1.ProviderKnative {
+		return Reference{Provider: KnativeTraffic, Name: rollout.Spec.Stable.InferenceService}, true
+	}
 	if ref := rollout.Spec.Routing.VirtualServiceRef; ref != nil {
 		return Reference{Provider: VirtualServices, Name: ref.Name, Rule: ref.Route}, true
 	}

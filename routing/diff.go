@@ -44,13 +44,7 @@ func routedLines(route *unstructured.Unstructured) ([]string, error) {
 	if route == nil {
 		return nil, nil
 	}
-	routed := map[string]any{}
-	for _, field := range ProviderOf(route).Fields() {
-		if value := specOf(route)[field]; value != nil {
-			routed[field] = value
-		}
-	}
-	raw, err := yaml.Marshal(map[string]any{"spec": routed})
+	raw, err := yaml.Marshal(map[string]any{"spec": routedPart(ProviderOf(route), specOf(route))})
 	if err != nil {
 		return nil, fmt.Errorf("encoding %s %q: %w", route.GetKind(), route.GetName(), err)
 	}

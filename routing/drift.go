@@ -8,10 +8,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
@@ -32,18 +34,24 @@ func Fingerprint(route *unstructured.Unstructured) (string, error) {
 	if provider == nil {
 		return "", fmt.Errorf("%s is no route", route.GetKind())
 	}
-	routed := map[string]any{}
-	for _, field := range provider.Fields() {
-		if spec[field] != nil {
-			routed[field] = spec[field]
-		}
-	}
-	raw, err := json.Marshal(routed) // map keys come out sorted
+	raw, err := json.Marshal(routedPart(provider, spec)) // map keys come out sorted
 	if err != nil {
 		return "", fmt.Errorf("encoding %s %q: %w", route.GetKind(), route.GetName(), err)
 	}
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:8]), nil
+}
+
+// routedPart returns those fields of a spec that decide where requests go. A field of a field is named with a dot.
+func routedPart(provider Provider, spec map[string]any) map[string]any {
+	routed := map[string]any{}
+	for _, field := range provider.Fields() {
+		path := strings.Split(field, ".")
+		if value, found, err := unstructured.NestedFieldNoCopy(spec, path...); err == nil && found && value != nil {
+			_ = unstructured.SetNestedField(routed, runtime.DeepCopyJSONValue(value), path...) // routed has only maps
+		}
+	}
+	return routed
 }
 
 // Opponent returns the field manager, other than ours, that last set one of these fields of a route's spec; "" if there
@@ -70,13 +78,18 @@ func sets(entry *metav1.ManagedFieldsEntry, fields []string) bool {
 	if entry.FieldsV1 == nil {
 		return false
 	}
-	var set struct {
-		Spec map[string]json.RawMessage `json:"f:spec"`
-	}
+	var set map[string]any
 	if json.Unmarshal(entry.FieldsV1.Raw, &set) != nil {
 		return false
 	}
-	return slices.ContainsFunc(fields, func(field string) bool { return set.Spec["f:"+field] != nil })
+	return slices.ContainsFunc(fields, func(field string) bool {
+		path := []string{"f:spec"}
+		for step := range strings.SplitSeq(field, ".") {
+			path = append(path, "f:"+step)
+		}
+		_, found, err := unstructured.NestedFieldNoCopy(set, path...)
+		return found && err == nil
+	})
 }
 
 // Repair decides whether a route that somebody changed is put right now, from the times of earlier repairs. If it is

@@ -40,12 +40,12 @@ type Provider interface {
 	Acceptance(live *unstructured.Unstructured) Acceptance
 }
 
-// Providers are all kinds of routes, the one first that Auto prefers where both are as good.
+// Providers are all kinds that are routes of their own, the one first that Auto prefers where both are as good.
 func Providers() []Provider { return []Provider{VirtualServices, HTTPRoutes} }
 
 // ProviderNamed returns the provider of a name, nil for Auto.
 func ProviderNamed(name v1alpha1.RoutingProvider) Provider {
-	for _, p := range Providers() {
+	for _, p := range append(Providers(), KnativeTraffic) {
 		if p.Name() == name {
 			return p
 		}
@@ -55,7 +55,7 @@ func ProviderNamed(name v1alpha1.RoutingProvider) Provider {
 
 // ProviderOf returns the provider of a route, nil if it is no route.
 func ProviderOf(route *unstructured.Unstructured) Provider {
-	for _, p := range Providers() {
+	for _, p := range append(Providers(), KnativeTraffic) {
 		if p.Kind().GroupKind() == route.GroupVersionKind().GroupKind() {
 			return p
 		}

@@ -47,6 +47,10 @@ const (
 	ReasonModelNamesDiffer = "ModelNamesDiffer"
 	// ReasonCanaryScalesToZero says that the canary gets less than is asked because Knative may take its last pod away.
 	ReasonCanaryScalesToZero = "CanaryScalesToZero"
+	// ReasonOneRevision says that the InferenceService has one revision only, and nothing to share.
+	ReasonOneRevision = "OneRevision"
+	// ReasonWaitingForRevision says that the InferenceService was edited and that Knative has made no revision of it yet.
+	ReasonWaitingForRevision = "WaitingForRevision"
 	// ReasonWeightsChanged is that of the event that tells new weights.
 	ReasonWeightsChanged = "WeightsChanged"
 )
@@ -59,7 +63,9 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 
 // CanaryRolloutSpec says how traffic is shared between two InferenceServices.
 //
-// +kubebuilder:validation:XValidation:rule="self.stable.inferenceService != self.canary.inferenceService || has(self.stable.variant) != has(self.canary.variant) || has(self.stable.variant) && self.stable.variant != self.canary.variant",message="stable and canary must be two different InferenceServices, or two variants of one: set canary.variant to the predictor.name of an entry of spec.canary"
+// +kubebuilder:validation:XValidation:rule="has(self.routing.provider) && self.routing.provider == 'Knative' || self.stable.inferenceService != self.canary.inferenceService || has(self.stable.variant) != has(self.canary.variant) || has(self.stable.variant) && self.stable.variant != self.canary.variant",message="stable and canary must be two different InferenceServices, or two variants of one: set canary.variant to the predictor.name of an entry of spec.canary"
+// +kubebuilder:validation:XValidation:rule="!has(self.routing.provider) || self.routing.provider != 'Knative' || (self.stable.inferenceService == self.canary.inferenceService && !has(self.stable.variant) && !has(self.canary.variant))",message="provider Knative shares traffic between two revisions of one InferenceService: name it in stable and in canary, without variants"
+// +kubebuilder:validation:XValidation:rule="!has(self.routing.provider) || self.routing.provider != 'Knative' || (!has(self.colours) && !has(self.stickiness) && !has(self.shadow))",message="provider Knative knows nothing but one percentage: remove colours, stickiness and shadow, or use provider VirtualService with two InferenceServices"
 // +kubebuilder:validation:XValidation:rule="!has(self.colours) || self.routing.mode != 'Adopt'",message="colours need a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.stickiness) || self.routing.mode != 'Adopt'",message="stickiness needs a route of Outrigger's own; use mode Owned or Delegate"
 // +kubebuilder:validation:XValidation:rule="!has(self.shadow) || self.routing.mode != 'Adopt'",message="shadow needs a route of Outrigger's own; use mode Owned or Delegate"
@@ -361,10 +367,14 @@ type RolloutSide struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.provider) || self.provider != 'HTTPRoute' || (self.mode != 'Delegate' && !has(self.virtualServiceRef))",message="provider HTTPRoute has neither mode Delegate nor a virtualServiceRef; use provider VirtualService"
 // +kubebuilder:validation:XValidation:rule="!has(self.provider) || self.provider != 'VirtualService' || !has(self.httpRouteRef)",message="provider VirtualService has no httpRouteRef; use provider HTTPRoute"
 // +kubebuilder:validation:XValidation:rule="self.mode == 'Owned' || (!has(self.hosts) && !has(self.gateways))",message="hosts and gateways belong to the adopted route in mode Adopt, and to the one that delegates in mode Delegate; remove them here"
-// +kubebuilder:validation:XValidation:rule="!has(self.onDelete) || self.onDelete != 'Restore' || self.mode == 'Adopt'",message="onDelete Restore needs mode Adopt: only an adopted route was there before"
+// +kubebuilder:validation:XValidation:rule="!has(self.provider) || self.provider != 'Knative' || (self.mode == 'Owned' && !has(self.hosts) && !has(self.gateways))",message="provider Knative writes a field of the InferenceService, whose clients call it as ever: remove mode, hosts, gateways and references"
+// +kubebuilder:validation:XValidation:rule="!has(self.onDelete) || self.onDelete != 'Restore' || self.mode == 'Adopt' || has(self.provider) && self.provider == 'Knative'",message="onDelete Restore needs mode Adopt or provider Knative: only what was there before can be restored"
 // +kubebuilder:validation:XValidation:rule="!has(self.gateways) || has(self.hosts) || self.gateways.all(g, g == 'mesh')",message="gateways other than mesh need hosts"
 type RolloutRouting struct {
-	// provider is the kind of route: VirtualService is Istio's, HTTPRoute the Gateway API's. Auto, which is the default,
+	// provider is the kind of route: VirtualService is Istio's, HTTPRoute the Gateway API's. Knative makes no route: it
+	// shares the traffic of one InferenceService in KServe's Knative mode, which stable and canary both name, between the
+	// revision that was rolled out last and the newest, by the InferenceService's spec.predictor.canaryTrafficPercent; it
+	// has neither colours nor stickiness nor shadow. Auto, which is the default,
 	// takes the one that mode and references name; else keeps the one that the rollout has; else takes HTTPRoute if
 	// the API server serves no VirtualServices, or if KServe makes HTTPRoutes for the stable InferenceService; else
 	// VirtualService. status.provider tells which it is.
@@ -418,7 +428,8 @@ type RolloutRouting struct {
 	// onDelete says what becomes of the route when the rollout is deleted. Stable gives stable all traffic of an
 	// adopted route; a route of Outrigger's own goes with the rollout. Keep leaves the route with its last weights; one
 	// of Outrigger's own then has no owner any more, and a later rollout of the same name takes it over. Restore gives an
-	// adopted route the weights that it had before. No policy moves traffic to a side that has no ready pod while the
+	// adopted route the weights that it had before. With provider Knative, Stable has the revision that KServe takes for
+	// rolled out get everything, and Restore gives canaryTrafficPercent the value that it had before. No policy moves traffic to a side that has no ready pod while the
 	// other has.
 	// +optional
 	// +kubebuilder:default=Stable
@@ -475,7 +486,7 @@ const (
 // RoutingProvider names a kind of route.
 //
 // +enum
-// +kubebuilder:validation:Enum=Auto;VirtualService;HTTPRoute
+// +kubebuilder:validation:Enum=Auto;VirtualService;HTTPRoute;Knative
 type RoutingProvider string
 
 // Providers of routing.
@@ -486,6 +497,8 @@ const (
 	ProviderVirtualService RoutingProvider = "VirtualService"
 	// ProviderHTTPRoute takes the Gateway API's HTTPRoute.
 	ProviderHTTPRoute RoutingProvider = "HTTPRoute"
+	// ProviderKnative takes the percentage that KServe hands to Knative.
+	ProviderKnative RoutingProvider = "Knative"
 )
 
 // RoutingMode says whose the route is.
@@ -548,13 +561,18 @@ type CanaryRolloutStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// provider is the kind of route that carries the weights, VirtualService or HTTPRoute; empty while there is none.
+	// provider is the kind of route that carries the weights, VirtualService or HTTPRoute, or Knative where none is needed;
+	// empty while there is none.
 	// +optional
 	Provider RoutingProvider `json:"provider,omitempty"`
 
 	// host is the first host name at which clients find the route, empty while there is none.
 	// +optional
 	Host string `json:"host,omitempty"`
+
+	// revisions are the two that share the traffic, with provider Knative.
+	// +optional
+	Revisions *RolloutRevisions `json:"revisions,omitempty"`
 
 	// colours are the names of the colours in force. One whose side has no ready pod is not, unless its fallback is
 	// None.
@@ -590,6 +608,25 @@ type CanaryRolloutStatus struct {
 	Drift *RolloutDrift `json:"drift,omitempty"`
 
 	RolloutProgress `json:",inline"`
+}
+
+// RolloutRevisions are the revisions of an InferenceService that are the two sides.
+type RolloutRevisions struct {
+	// stable is the one that had all traffic before canary was made. It stays that, also when canary has been given
+	// everything.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Stable string `json:"stable,omitempty"`
+
+	// canary is the newest.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Canary string `json:"canary,omitempty"`
+
+	// hash identifies what the InferenceService said of its predictor when they became the sides.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	Hash string `json:"hash,omitempty"`
 }
 
 // RolloutDrift tells of foreign changes of the route.

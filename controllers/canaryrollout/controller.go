@@ -98,10 +98,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if seen.canary.fromZero { // what it has decides what it may get
-		if rollout, err = r.stored(ctx, rollout); err != nil {
-			return reconcile.Result{}, client.IgnoreNotFound(err)
-		}
+	if rollout, err = r.inForce(ctx, rollout, seen); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if rollout.Spec.DryRun {
 		return r.tellPlan(ctx, rollout, seen)
@@ -186,9 +184,9 @@ func (r *Reconciler) report(
 		r.tellDrift(after, p)
 	}
 	if was, is := rollout.Status.Weights.Applied, after.Status.Weights.Applied; is != nil && (was == nil || *was != *is) {
+		stable, canary := titlesOf(rollout)
 		r.recorder.Event(after, corev1.EventTypeNormal, v1alpha1.ReasonWeightsChanged,
-			fmt.Sprintf("%s gets %d percent, %s %d.",
-				nameOf(rollout.Spec.Stable), is.Stable, nameOf(rollout.Spec.Canary), is.Canary))
+			fmt.Sprintf("%s gets %d percent, %s %d.", stable.name, is.Stable, canary.name, is.Canary))
 	}
 	return after, nil
 }

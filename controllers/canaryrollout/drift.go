@@ -53,7 +53,11 @@ func (r *Reconciler) observeDrift(ctx context.Context, rollout *v1alpha1.CanaryR
 	}
 	found := &drift{what: fmt.Sprintf("%s %q", provider.Kind().Kind, name)}
 	if stored != nil {
-		if found.manager = routing.Opponent(stored, fieldManager, fields...); found.manager == "" {
+		found.manager = routing.Opponent(stored, fieldManager, fields...)
+		if found.manager == "" && seen.share != nil { // a field that is not there has no manager
+			found.manager = routing.Opponent(stored, fieldManager, "predictor")
+		}
+		if found.manager == "" {
 			return nil
 		}
 	}
@@ -63,6 +67,9 @@ func (r *Reconciler) observeDrift(ctx context.Context, rollout *v1alpha1.CanaryR
 
 // reread reads the route that the rollout has, or adopts, past the cache.
 func (r *Reconciler) reread(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
+	if seen.share != nil {
+		return r.observeShare(ctx, r.live, rollout, seen)
+	}
 	name, into := rollout.Name, &seen.route
 	if ref, adopts := routing.Adopted(rollout); adopts {
 		name, into = ref.Name, &seen.adopted

@@ -22,9 +22,13 @@ type keepsake struct {
 type foundWeights struct {
 	VirtualService string `json:"virtualService,omitempty"`
 	HTTPRoute      string `json:"httpRoute,omitempty"`
-	Route          string `json:"route"`
-	Stable         int32  `json:"stable"`
-	Canary         int32  `json:"canary"`
+	// InferenceService is set where the weights are its canaryTrafficPercent, and Unset if it had none.
+	InferenceService string `json:"inferenceService,omitempty"`
+	Unset            bool   `json:"unset,omitempty"`
+
+	Route  string `json:"route"`
+	Stable int32  `json:"stable"`
+	Canary int32  `json:"canary"`
 }
 
 // keepsakeFor returns what a rollout must remember before its route is written: of an adopted route the weights as they
@@ -32,7 +36,7 @@ type foundWeights struct {
 // onDelete says, since that may be edited, and so may the reference to the route.
 func keepsakeFor(rollout *v1alpha1.CanaryRollout, p plan) keepsake {
 	spec := rollout.Spec.Routing
-	adopts := spec.Mode == v1alpha1.RoutingAdopt
+	_, adopts := routing.Adopted(rollout)
 	has := slices.Contains(rollout.Finalizers, v1alpha1.FinalizerRoute)
 	keep := keepsake{
 		finalizer: adopts != (spec.OnDelete == v1alpha1.OnDeleteKeep) && (p.routes() || has),
@@ -44,7 +48,7 @@ func keepsakeFor(rollout *v1alpha1.CanaryRollout, p plan) keepsake {
 	case p.binding != nil && !remembers(rollout):
 		found, _ := foundIn(rollout)
 		weights := p.binding.Weights()
-		found.Stable, found.Canary = weights.Stable, weights.Canary
+		found.Stable, found.Canary, found.Unset = weights.Stable, weights.Canary, p.binding.Unset()
 		raw, err := json.Marshal(found)
 		if err == nil {
 			keep.found = string(raw)
@@ -66,35 +70,49 @@ func foundIn(rollout *v1alpha1.CanaryRollout) (foundWeights, bool) {
 		return foundWeights{}, false
 	}
 	found := foundWeights{Route: ref.Rule}
-	if ref.Provider == routing.HTTPRoutes {
+	switch ref.Provider {
+	case routing.KnativeTraffic:
+		found.InferenceService = ref.Name
+	case routing.HTTPRoutes:
 		found.HTTPRoute = ref.Name
-	} else {
+	default:
 		found.VirtualService = ref.Name
 	}
 	return found, true
 }
 
-// recall returns the weights that the adopted route had before.
-func recall(rollout *v1alpha1.CanaryRollout) (v1alpha1.WeightPair, bool) {
+// recall returns the weights that the adopted route had before, and whether it had them by saying nothing.
+func recall(rollout *v1alpha1.CanaryRollout) (had foundShare, ok bool) {
 	place, adopts := foundIn(rollout)
-	former, weights, ok := recorded(rollout)
-	return weights, ok && adopts && former == place
+	former, had, ok := recorded(rollout)
+	return had, ok && adopts && former == place
+}
+
+// foundShare is what a route had before.
+type foundShare struct {
+	v1alpha1.WeightPair
+
+	// unset tells whether it had that by saying nothing.
+	unset bool
 }
 
 // recorded returns the place of the rule that a rollout has adopted, and the weights that it had before; false if there is
 // none.
-func recorded(rollout *v1alpha1.CanaryRollout) (foundWeights, v1alpha1.WeightPair, bool) {
+func recorded(rollout *v1alpha1.CanaryRollout) (foundWeights, foundShare, bool) {
 	var found foundWeights
 	if json.Unmarshal([]byte(rollout.Annotations[v1alpha1.AnnotationFoundWeights]), &found) != nil {
-		return foundWeights{}, v1alpha1.WeightPair{}, false
+		return foundWeights{}, foundShare{}, false
 	}
-	weights := v1alpha1.WeightPair{Stable: found.Stable, Canary: found.Canary}
-	found.Stable, found.Canary = 0, 0
-	return found, weights, true
+	had := foundShare{v1alpha1.WeightPair{Stable: found.Stable, Canary: found.Canary}, found.Unset}
+	found.Stable, found.Canary, found.Unset = 0, 0, false
+	return found, had, true
 }
 
 // reference is the place as a rollout names it.
 func (f foundWeights) reference() routing.Reference {
+	if f.InferenceService != "" {
+		return routing.Reference{Provider: routing.KnativeTraffic, Name: f.InferenceService}
+	}
 	if f.HTTPRoute != "" {
 		return routing.Reference{Provider: routing.HTTPRoutes, Name: f.HTTPRoute, Rule: f.Route}
 	}
@@ -103,25 +121,26 @@ func (f foundWeights) reference() routing.Reference {
 
 // forsaken returns the rule that a rollout has adopted and names no more, and the weights to leave it with; false if there
 // is none, or it is to be left as it is.
-func forsaken(rollout *v1alpha1.CanaryRollout, seen observed) (routing.Reference, v1alpha1.WeightPair, bool) {
+func forsaken(rollout *v1alpha1.CanaryRollout, seen observed) (routing.Reference, foundShare, bool) {
 	former, found, ok := recorded(rollout)
 	place, _ := foundIn(rollout)
 	if !ok || former == place || rollout.Spec.Routing.OnDelete == v1alpha1.OnDeleteKeep {
-		return routing.Reference{}, v1alpha1.WeightPair{}, false
+		return routing.Reference{}, foundShare{}, false
 	}
-	weights := routing.Desired(0)
+	last := foundShare{WeightPair: routing.Desired(0)}
 	if rollout.Spec.Routing.OnDelete == v1alpha1.OnDeleteRestore {
-		weights = found
+		last = found
 	}
-	return former.reference(), weights, !strands(weights, seen)
+	return former.reference(), last, !strands(last.WeightPair, seen)
 }
 
 // farewell is what to do with the route of a rollout that is being deleted.
 type farewell struct {
 	// binding is the adopted route to give weights, nil for none.
 	binding *routing.Binding
-	// weights are these.
+	// weights are these, and unset tells whether they are given by saying nothing.
 	weights v1alpha1.WeightPair
+	unset   bool
 	// orphan tells whether the rollout's own objects shall stay without it.
 	orphan bool
 }
@@ -130,28 +149,30 @@ type farewell struct {
 // understood any more is left alone, so that the deletion always ends.
 func farewellFor(rollout *v1alpha1.CanaryRollout, seen observed) farewell {
 	spec := rollout.Spec.Routing
+	ref, adopts := routing.Adopted(rollout)
 	switch {
 	case seen.rival != nil:
 		return farewell{}
-	case spec.Mode != v1alpha1.RoutingAdopt:
+	case !adopts:
 		return farewell{orphan: spec.OnDelete == v1alpha1.OnDeleteKeep}
 	case spec.OnDelete == v1alpha1.OnDeleteKeep || seen.adopted == nil:
 		return farewell{}
+	case spec.OnDelete == v1alpha1.OnDeleteStable && seen.share.promoted():
+		return farewell{} // nobody is left to go back from
 	}
-	ref, _ := routing.Adopted(rollout)
 	binding, err := ref.Provider.Bind(seen.adopted, ref.Rule,
 		destination(rollout, seen.stable), destination(rollout, seen.canary))
 	if err != nil {
 		return farewell{}
 	}
-	weights := routing.Desired(0)
+	last := farewell{binding: binding, weights: routing.Desired(0)}
 	if found, ok := recall(rollout); ok && spec.OnDelete == v1alpha1.OnDeleteRestore {
-		weights = found
+		last.weights, last.unset = found.WeightPair, found.unset
 	}
-	if strands(weights, seen) {
+	if strands(last.weights, seen) {
 		return farewell{}
 	}
-	return farewell{binding: binding, weights: weights}
+	return last
 }
 
 // strands reports whether weights send traffic to a side that has no ready endpoint while the other has.

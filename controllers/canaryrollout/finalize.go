@@ -97,7 +97,7 @@ func (r *Reconciler) leave(ctx context.Context, rollout *v1alpha1.CanaryRollout)
 // there is another route: nobody looks after it any more. A rule that is gone, that another rollout has, or that the API
 // server does not have edited, is left as it is.
 func (r *Reconciler) letGo(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, p plan) error {
-	ref, weights, ok := forsaken(rollout, seen)
+	ref, last, ok := forsaken(rollout, seen)
 	if !ok || !p.routes() {
 		return nil
 	}
@@ -115,11 +115,16 @@ func (r *Reconciler) letGo(ctx context.Context, rollout *v1alpha1.CanaryRollout,
 	if err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	binding, err := ref.Provider.Bind(route, ref.Rule, destination(rollout, seen.stable), destination(rollout, seen.canary))
-	if err != nil || binding.Carries(weights) {
+	stable, canary := destination(rollout, seen.stable), destination(rollout, seen.canary)
+	if ref.Provider == routing.KnativeTraffic {
+		sides, _ := routing.KnativeRevisions(route, nil)
+		stable, canary = routing.Destination{Host: sides.Stable}, routing.Destination{Host: sides.Canary}
+	}
+	binding, err := ref.Provider.Bind(route, ref.Rule, stable, canary)
+	if err != nil || binding.Carries(last.WeightPair) {
 		return nil //nolint:nilerr // it is not what it was.
 	}
-	patch, err := binding.Patch(weights)
+	patch, err := binding.Encode(last.WeightPair, last.unset)
 	if err != nil {
 		return err
 	}
@@ -134,6 +139,9 @@ func (r *Reconciler) letGo(ctx context.Context, rollout *v1alpha1.CanaryRollout,
 
 func (r *Reconciler) bid(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, last farewell) error {
 	if last.binding != nil {
+		if last.unset {
+			return r.patchShare(ctx, rollout, seen, last.binding, last.weights, true)
+		}
 		return r.patchRoute(ctx, rollout, seen, plan{binding: last.binding, weights: last.weights})
 	}
 	if !last.orphan {

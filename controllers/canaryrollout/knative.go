@@ -139,6 +139,9 @@ func (r *Reconciler) podsBehind(ctx context.Context, namespace string, entry kse
 
 // unroutable returns what the user must change before a rollout between these sides can have a route, nil if nothing.
 func unroutable(rollout *v1alpha1.CanaryRollout, seen observed) error {
+	if seen.share != nil {
+		return unshareable(seen.stable)
+	}
 	for _, one := range []side{seen.stable, seen.canary} {
 		switch {
 		case one.exists && !one.supported:
@@ -168,7 +171,7 @@ func (p *plan) keepFromCold(rollout *v1alpha1.CanaryRollout, seen observed) {
 		return
 	}
 	has := int32(0)
-	adopts := rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt
+	_, adopts := routing.Adopted(rollout)
 	if applied := rollout.Status.Weights.Applied; applied != nil &&
 		(adopts || mentions(seen, destination(rollout, seen.canary))) {
 		has = applied.Canary

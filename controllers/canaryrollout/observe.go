@@ -11,6 +11,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -31,20 +32,14 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	if err := r.observeRoutes(ctx, rollout, &seen); err != nil {
 		return seen, err
 	}
-	err := r.observeGateway(ctx, rollout, &seen)
+	err := r.observeSides(ctx, rollout, &seen)
 	if err != nil {
-		return seen, err
-	}
-	if seen.stable, err = r.side(ctx, rollout, rollout.Spec.Stable, seen); err != nil {
-		return seen, err
-	}
-	if seen.canary, err = r.side(ctx, rollout, rollout.Spec.Canary, seen); err != nil {
 		return seen, err
 	}
 	if seen.service, err = service(ctx, r.client, rollout.Namespace, rollout.Name); err != nil {
 		return seen, err
 	}
-	if !seen.stable.entry.Knative {
+	if seen.share == nil && !seen.stable.entry.Knative {
 		entry, err := service(ctx, r.sides, rollout.Namespace, seen.stable.entry.Service)
 		if err != nil {
 			return seen, err
@@ -58,6 +53,26 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 	}
 	err = r.observeDrift(ctx, rollout, &seen)
 	return seen, err
+}
+
+// observeSides reads the two sides, be they InferenceServices or revisions of one.
+func (r *Reconciler) observeSides(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
+	if seen.provider == routing.KnativeTraffic {
+		err := r.observeShare(ctx, r.client, rollout, seen)
+		if err == nil && !equality.Semantic.DeepEqual(seen.share.known(), rollout.Status.Revisions) {
+			err = r.observeShare(ctx, r.live, rollout, seen) // which revisions there were is not known from anywhere else
+		}
+		return err
+	}
+	err := r.observeGateway(ctx, rollout, seen)
+	if err != nil {
+		return err
+	}
+	if seen.stable, err = r.side(ctx, rollout, rollout.Spec.Stable, *seen); err != nil {
+		return err
+	}
+	seen.canary, err = r.side(ctx, rollout, rollout.Spec.Canary, *seen)
+	return err
 }
 
 // observeRoutes reads the rollout's own routes and the one that it adopts, and settles the provider.
@@ -80,14 +95,14 @@ func (r *Reconciler) observeRoutes(ctx context.Context, rollout *v1alpha1.Canary
 	}
 	around.kserveUsesHTTPRoutes = kserves != nil && kserve.Controls(kserves)
 	seen.provider = providerFor(rollout, around)
-	seen.served = around.served[seen.provider.Name()]
+	seen.served = around.served[seen.provider.Name()] || seen.provider == routing.KnativeTraffic
 	seen.route = named[seen.provider.Name()]
 	for _, p := range routing.Providers() {
 		if p != seen.provider && owns(rollout, named[p.Name()]) {
 			seen.former = named[p.Name()]
 		}
 	}
-	if ref, ok := routing.Adopted(rollout); ok {
+	if ref, ok := routing.Adopted(rollout); ok && ref.Provider != routing.KnativeTraffic {
 		seen.adopted, err = r.route(ctx, ref.Provider, rollout.Namespace, ref.Name)
 	}
 	return err

@@ -46,6 +46,8 @@ type observed struct {
 	warmth Warmth
 	// now is when this was observed.
 	now time.Time
+	// share is that of two revisions, nil unless the provider is Knative.
+	share *revisionShare
 	// gateway is Knative's, for sides in that mode.
 	gateway knativeGateway
 	// targetPort is where stable's pods take requests, nil while stable's Service does not exist.
@@ -72,6 +74,8 @@ type side struct {
 	fromZero bool
 	// workload is the Deployment behind the entry.
 	workload string
+	// knativeRevision is the revision that the side is, with provider Knative.
+	knativeRevision string
 	// ready is the number of ready endpoints behind the entry, and ill that of those that are to stay and are not ready.
 	ready, ill int32
 	// pods are the ready ones.
@@ -169,8 +173,9 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 	if shadow := rollout.Spec.Shadow; shadow != nil {
 		p.shadow = routing.Shadow(shadow.Percent, p.weights, seen.stable.ready, canaryReady)
 	}
-	if rollout.Spec.Routing.Mode == v1alpha1.RoutingAdopt {
+	if _, adopts := routing.Adopted(rollout); adopts {
 		p.adopt(rollout, seen)
+		p.holdEdited(seen)
 	} else {
 		p.own(rollout, seen)
 	}
@@ -207,17 +212,19 @@ func unfit(rollout *v1alpha1.CanaryRollout, seen observed) string {
 	if rollout.Spec.ModelNames == v1alpha1.ModelNamesAny || len(stable) == 0 || len(canary) == 0 || common {
 		return ""
 	}
+	one, other := titlesOf(rollout)
 	return fmt.Sprintf("%s serves the model %q and %s the model %q, so that requests for one are not found on the other: give "+
 		"both the same --model_name, or set modelNames to Any if their servers know more names than their arguments tell.",
-		nameOf(seen.stable.of), strings.Join(stable, ", "), nameOf(seen.canary.of), strings.Join(canary, ", "))
+		one.name, strings.Join(stable, ", "), other.name, strings.Join(canary, ", "))
 }
 
 // bind finds out where clients find the route.
 func (p *plan) bind(rollout *v1alpha1.CanaryRollout, seen observed) {
-	switch rollout.Spec.Routing.Mode {
-	case v1alpha1.RoutingAdopt:
+	_, adopts := routing.Adopted(rollout)
+	switch {
+	case adopts:
 		p.host = hostOf(seen.adopted)
-	case v1alpha1.RoutingDelegate:
+	case rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate:
 		p.host = hostOf(seen.root)
 		if p.host == "" {
 			p.unbound = fmt.Sprintf(
@@ -324,6 +331,10 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 // adopt plans the edit of a user's route.
 func (p *plan) adopt(rollout *v1alpha1.CanaryRollout, seen observed) {
 	ref, _ := routing.Adopted(rollout)
+	if seen.share != nil && (seen.adopted == nil || seen.share.revisions.Canary == "") {
+		p.holdShare(seen)
+		return
+	}
 	if seen.adopted == nil {
 		reason, field := v1alpha1.ReasonVirtualServiceNotFound, "virtualServiceRef"
 		if ref.Provider == routing.HTTPRoutes {
@@ -366,6 +377,9 @@ func refused(err error) error {
 // destination returns where a side is reached.
 func destination(rollout *v1alpha1.CanaryRollout, one side) routing.Destination {
 	host := routing.ServiceHost(one.entry.Service, rollout.Namespace)
+	if rollout.Spec.Routing.Provider == v1alpha1.ProviderKnative {
+		return routing.Destination{Host: one.knativeRevision}
+	}
 	if one.entry.Knative {
 		return routing.Destination{Host: one.gateway, Port: one.entry.Port, Authority: host}
 	}
@@ -407,6 +421,19 @@ func titleOf(one v1alpha1.RolloutSide) string {
 		return fmt.Sprintf("Variant %q of InferenceService %q", one.Variant, one.InferenceService)
 	}
 	return fmt.Sprintf("InferenceService %q", one.InferenceService)
+}
+
+// named is a side in messages: its title begins a sentence, its name stands within one.
+type named struct{ title, name string }
+
+// titlesOf returns how the sides of a rollout are called.
+func titlesOf(rollout *v1alpha1.CanaryRollout) (stable, canary named) {
+	if between := rollout.Status.Revisions; between != nil {
+		return named{fmt.Sprintf("Revision %q", between.Stable), between.Stable},
+			named{fmt.Sprintf("Revision %q", between.Canary), between.Canary}
+	}
+	stable = named{titleOf(rollout.Spec.Stable), nameOf(rollout.Spec.Stable)}
+	return stable, named{titleOf(rollout.Spec.Canary), nameOf(rollout.Spec.Canary)}
 }
 
 // nameOf names a side within a sentence.

@@ -24,7 +24,19 @@ const atOnce = time.Millisecond
 // current returns a rollout whose status decides what is done next as it is stored now: this controller writes it, and a
 // step must not be taken twice, or a share be taken for smaller than it is, because the cache has not heard of it.
 func (r *Reconciler) current(ctx context.Context, rollout *v1alpha1.CanaryRollout) (*v1alpha1.CanaryRollout, error) {
-	if s := rollout.Spec; s.Strategy == nil && s.Capacity == nil && s.Warmup == nil && rollout.Status.Phase == "" {
+	s := rollout.Spec
+	if s.Strategy == nil && s.Capacity == nil && s.Warmup == nil && rollout.Status.Phase == "" &&
+		s.Routing.Provider != v1alpha1.ProviderKnative {
+		return rollout, nil
+	}
+	return r.stored(ctx, rollout)
+}
+
+// inForce returns a rollout whose weights in force decide what its canary may get as it is stored now.
+func (r *Reconciler) inForce(
+	ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed,
+) (*v1alpha1.CanaryRollout, error) {
+	if !seen.canary.fromZero {
 		return rollout, nil
 	}
 	return r.stored(ctx, rollout)
@@ -40,12 +52,14 @@ func (r *Reconciler) stored(ctx context.Context, rollout *v1alpha1.CanaryRollout
 }
 
 // progress takes the next step of a rollout with a strategy, if there is one to take, and puts it on record, before the
-// route is written. It returns the rollout with the step taken, also when it could not be recorded.
+// route is written. So it does with the revisions that are the sides: once one of them has everything, nothing else
+// tells where the rollout came from. It returns the rollout with the step taken, also when it could not be recorded.
 func (r *Reconciler) progress(
 	ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed,
 ) (*v1alpha1.CanaryRollout, error) {
 	after := rollout.DeepCopy()
 	after.Status.RolloutProgress = r.next(rollout, seen)
+	after.Status.Revisions = seen.share.known()
 	if equality.Semantic.DeepEqual(rollout.Status, after.Status) {
 		return rollout, nil
 	}

@@ -88,7 +88,7 @@ func failed(kind, reason, message string) status.Condition {
 // readyCondition says whether the traffic flows as asked.
 func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	const notReady = v1alpha1.ReasonInferenceServiceNotReady
-	stable, canary := nameOf(rollout.Spec.Stable), nameOf(rollout.Spec.Canary)
+	stable, canary := titlesOf(rollout)
 	switch {
 	case p.held != "":
 		return failed(v1alpha1.ConditionReady, p.heldReason, p.held)
@@ -99,34 +99,34 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 		return failed(v1alpha1.ConditionReady, reason, message)
 	case p.unfit != "" && (p.desired.Canary > 0 || p.outcome == routing.OutcomeNoneReady):
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonModelNamesDiffer, fmt.Sprintf(
-			"%s gets nothing of the %d percent asked: %s", canary, p.desired.Canary, p.unfit))
+			"%s gets nothing of the %d percent asked: %s", canary.name, p.desired.Canary, p.unfit))
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"%s has no ready pod, so it gets nothing of the %d percent asked.", titleOf(rollout.Spec.Canary), p.desired.Canary))
+			"%s has no ready pod, so it gets nothing of the %d percent asked.", canary.title, p.desired.Canary))
 	case p.outcome == routing.OutcomeStableNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
-			"%s has no ready pod, so %q gets everything.", titleOf(rollout.Spec.Stable), canary))
+			"%s has no ready pod, so %q gets everything.", stable.title, canary.name))
 	case p.outcome == routing.OutcomeNoneReady:
 		return failed(v1alpha1.ConditionReady, notReady,
-			titleOf(rollout.Spec.Stable)+" has no ready pod, and no other may stand in for it.")
+			stable.title+" has no ready pod, and no other may stand in for it.")
 	case p.outcome == routing.OutcomeCanaryFromZero:
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryScalesToZero, fmt.Sprintf(
 			"%s gets %d of the %d percent asked, because its minReplicas is 0 and its first requests would wait for a pod to "+
 				"start; set minReplicas to 1 at least while it takes traffic.",
-			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary))
+			canary.title, p.weights.Canary, p.desired.Canary))
 	case p.outcome == routing.OutcomeCanaryAtCapacity:
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryAtCapacity, fmt.Sprintf(
 			"%s gets %d of the %d percent asked, because its ready pods carry no more; "+
 				"%d carry all traffic, and capacity asks for %d percent more.",
-			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary, p.needed, headroom(rollout)))
+			canary.title, p.weights.Canary, p.desired.Canary, p.needed, headroom(rollout)))
 	case p.outcome == routing.OutcomeCanaryCold:
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonCanaryCold, fmt.Sprintf(
 			"%s gets %d of the %d percent asked, because pods of it are not warm.",
-			titleOf(rollout.Spec.Canary), p.weights.Canary, p.desired.Canary))
+			canary.title, p.weights.Canary, p.desired.Canary))
 	default:
 		return status.Condition{
 			Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonWeightsApplied,
-			Message: fmt.Sprintf("%s gets %d percent, %s %d.", stable, p.weights.Stable, canary, p.weights.Canary),
+			Message: fmt.Sprintf("%s gets %d percent, %s %d.", stable.name, p.weights.Stable, canary.name, p.weights.Canary),
 		}
 	}
 }
@@ -135,6 +135,10 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 func pending(p plan) (reason, message string) {
 	if p.acceptance.Refusal != "" {
 		return v1alpha1.ReasonRouteNotAccepted, "The route is written and not obeyed: " + p.acceptance.Refusal
+	}
+	if p.provider == v1alpha1.ProviderKnative {
+		return v1alpha1.ReasonWaitingForGateway, fmt.Sprintf(
+			"The InferenceService says %d percent for its newest revision; Knative has not taken it up yet.", p.weights.Canary)
 	}
 	return v1alpha1.ReasonWaitingForGateway, fmt.Sprintf(
 		"The %s carries the weights %d and %d; its gateway controller has not accepted it yet.",

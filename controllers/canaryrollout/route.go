@@ -95,6 +95,9 @@ func checkOwner(rollout *v1alpha1.CanaryRollout, live *unstructured.Unstructured
 // stored object and answers a failed one with 422, as it does for an object that it will not have. A read past the cache
 // tells the two apart: if the rule has moved, the patch is worked out anew.
 func (r *Reconciler) patchRoute(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, p plan) error {
+	if seen.share != nil {
+		return r.patchShare(ctx, rollout, seen, p.binding, p.weights, false)
+	}
 	binding, route := p.binding, seen.adopted
 	for range patchAttempts {
 		if binding.Carries(p.weights) {

@@ -312,7 +312,7 @@ func readOfInferenceService(object client.Object) any {
 		return nil
 	}
 	return []any{
-		kserve.EntryOf(isvc, ""), isvc.Status.DeploymentMode, kserve.ServingOf(isvc),
+		kserve.EntryOf(isvc, ""), isvc.Status.DeploymentMode, kserve.ServingOf(isvc), kserve.ShareOf(isvc),
 		isvc.DeletionTimestamp == nil, isvc.UID, isvc.Generation,
 	}
 }

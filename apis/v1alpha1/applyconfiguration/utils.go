@@ -94,6 +94,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apisv1alpha1.RolloutDriftApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutProgress"):
 		return &apisv1alpha1.RolloutProgressApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("RolloutRevisions"):
+		return &apisv1alpha1.RolloutRevisionsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutRouting"):
 		return &apisv1alpha1.RolloutRoutingApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RolloutShadow"):

@@ -73,6 +73,49 @@ func ServingOf(isvc *InferenceService) Serving {
 	return s
 }
 
+// Share is what decides how revisions of an InferenceService share its traffic, as far as KServe reports it.
+type Share struct {
+	// Predictor is the status of the predictor, RouteReady and RouteMessage those of the way to it.
+	Predictor  v1beta1.ComponentStatusSpec
+	RouteReady corev1.ConditionStatus
+	// RouteMessage is Knative's word on the way.
+	RouteMessage string
+}
+
+// ShareOf returns what KServe reports of the traffic of an InferenceService in Knative mode.
+func ShareOf(isvc *InferenceService) Share {
+	s := Share{Predictor: isvc.Status.Components[v1beta1.PredictorComponent]}
+	if condition := isvc.Status.GetCondition(v1beta1.PredictorRouteReady); condition != nil {
+		s.RouteReady, s.RouteMessage = condition.Status, condition.Message
+	}
+	return s
+}
+
+// ReadyRevision returns the newest revision of the predictor that is ready, "" if none is.
+func ReadyRevision(isvc *InferenceService) string {
+	return isvc.Status.Components[v1beta1.PredictorComponent].LatestReadyRevision
+}
+
+// ScalesToZero reports whether Knative may take the last pod of the predictor away.
+func ScalesToZero(isvc *InferenceService) bool {
+	least := isvc.Spec.Predictor.MinReplicas
+	return least != nil && *least == 0
+}
+
+// PredictorEntry returns the entry of the predictor of an InferenceService in Knative mode, be there a transformer in
+// front of it or not.
+func PredictorEntry(isvc *InferenceService) Entry {
+	return knativeEntry(isvc.Name, PredictorService(isvc), v1beta1.PredictorComponent)
+}
+
+// PredictorHash identifies what the spec of an InferenceService makes the pods of its predictor from.
+func PredictorHash(isvc *InferenceService) (string, error) {
+	alone := isvc.DeepCopy()
+	alone.Spec.Transformer, alone.Spec.Explainer = nil, nil
+	revision, err := RevisionOf(alone, "")
+	return revision.Hash, err
+}
+
 // RevisionOfPod returns the revision of Knative's that a pod with these labels belongs to, "" if none.
 func RevisionOfPod(labels map[string]string) string { return labels[constants.RevisionLabel] }
 

@@ -18,10 +18,13 @@ type CanaryRolloutStatusApplyConfiguration struct {
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 	// observedGeneration is the generation of the spec that this status speaks of.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
-	// provider is the kind of route that carries the weights, VirtualService or HTTPRoute; empty while there is none.
+	// provider is the kind of route that carries the weights, VirtualService or HTTPRoute, or Knative where none is needed;
+	// empty while there is none.
 	Provider *apisv1alpha1.RoutingProvider `json:"provider,omitempty"`
 	// host is the first host name at which clients find the route, empty while there is none.
 	Host *string `json:"host,omitempty"`
+	// revisions are the two that share the traffic, with provider Knative.
+	Revisions *RolloutRevisionsApplyConfiguration `json:"revisions,omitempty"`
 	// colours are the names of the colours in force. One whose side has no ready pod is not, unless its fallback is
 	// None.
 	Colours []string `json:"colours,omitempty"`
@@ -81,6 +84,14 @@ func (b *CanaryRolloutStatusApplyConfiguration) WithProvider(value apisv1alpha1.
 // If called multiple times, the Host field is set to the value of the last call.
 func (b *CanaryRolloutStatusApplyConfiguration) WithHost(value string) *CanaryRolloutStatusApplyConfiguration {
 	b.Host = &value
+	return b
+}
+
+// WithRevisions sets the Revisions field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Revisions field is set to the value of the last call.
+func (b *CanaryRolloutStatusApplyConfiguration) WithRevisions(value *RolloutRevisionsApplyConfiguration) *CanaryRolloutStatusApplyConfiguration {
+	b.Revisions = value
 	return b
 }
 

@@ -11,7 +11,10 @@ import (
 //
 // RolloutRouting says through which route the traffic flows.
 type RolloutRoutingApplyConfiguration struct {
-	// provider is the kind of route: VirtualService is Istio's, HTTPRoute the Gateway API's. Auto, which is the default,
+	// provider is the kind of route: VirtualService is Istio's, HTTPRoute the Gateway API's. Knative makes no route: it
+	// shares the traffic of one InferenceService in KServe's Knative mode, which stable and canary both name, between the
+	// revision that was rolled out last and the newest, by the InferenceService's spec.predictor.canaryTrafficPercent; it
+	// has neither colours nor stickiness nor shadow. Auto, which is the default,
 	// takes the one that mode and references name; else keeps the one that the rollout has; else takes HTTPRoute if
 	// the API server serves no VirtualServices, or if KServe makes HTTPRoutes for the stable InferenceService; else
 	// VirtualService. status.provider tells which it is.
@@ -38,7 +41,8 @@ type RolloutRoutingApplyConfiguration struct {
 	// onDelete says what becomes of the route when the rollout is deleted. Stable gives stable all traffic of an
 	// adopted route; a route of Outrigger's own goes with the rollout. Keep leaves the route with its last weights; one
 	// of Outrigger's own then has no owner any more, and a later rollout of the same name takes it over. Restore gives an
-	// adopted route the weights that it had before. No policy moves traffic to a side that has no ready pod while the
+	// adopted route the weights that it had before. With provider Knative, Stable has the revision that KServe takes for
+	// rolled out get everything, and Restore gives canaryTrafficPercent the value that it had before. No policy moves traffic to a side that has no ready pod while the
 	// other has.
 	OnDelete *apisv1alpha1.OnDelete `json:"onDelete,omitempty"`
 }
