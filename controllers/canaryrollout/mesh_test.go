@@ -181,15 +181,7 @@ func TestTrafficFollows(t *testing.T) {
 		t.Fatalf("%d calls failed before anything was edited: %v", caller.failed, caller.err)
 	}
 
-	for _, n := range []int{10, 50, 100, 0} {
-		do(t, w, percent(n))
-		edited := time.Now()
-		caller.await(t, "v2", float64(n), 9)
-		t.Logf("%d percent: traffic follows %s after the edit", n, time.Since(edited).Round(time.Millisecond))
-		if got := caller.share(t.Context(), 4000, "v2"); math.Abs(got-float64(n)) > 3 {
-			t.Errorf("the canary gets %.1f percent of 4000 calls, want %d", got, n)
-		}
-	}
+	wantShares(t, w, caller)
 
 	do(t, w, percent(50))
 	caller.await(t, "v2", 50, 9)
@@ -204,21 +196,7 @@ func TestTrafficFollows(t *testing.T) {
 	caller.failed, caller.err = 0, nil
 
 	do(t, w, edit(coloured), edit(`{"spec":{"canary":{"inferenceService":"v2"}}}`), percent(0))
-	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
-	red := caller.with("x-colour", "canary")
-	red.await(t, "v2", 100, 0)
-	for what, other := range map[string]*meshClient{
-		"no mark": caller, "another colour": caller.with("x-colour", "canary2"), "a cookie that looks alike": caller.with("cookie", "xtier=gold"),
-	} {
-		if got := other.share(t.Context(), 300, "v1"); got != 100 {
-			t.Errorf("with %s: %.1f percent reach stable, want all", what, got)
-		}
-	}
-	do(t, w, percent(100))
-	caller.await(t, "v2", 100, 0)
-	if got := caller.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
-		t.Errorf("with the cookie: %.1f percent reach stable, want all", got)
-	}
+	red := wantColours(t, w, caller)
 	if failed := caller.failed + red.failed; failed > 0 {
 		t.Errorf("%d calls failed: %v %v", failed, caller.err, red.err)
 	}
@@ -250,6 +228,44 @@ func TestTrafficFollows(t *testing.T) {
 	do(t, w, edit(`{"spec":{"routing":{"mode":"Delegate"}}}`), percent(50), front)
 	front := dialMesh(t, bed.XDSAddress(), w.Namespace, "front."+w.Namespace+".svc.cluster.local:80")
 	front.await(t, "v2", 50, 9)
+}
+
+// wantShares edits the canary's share, to end at 0, and measures what it gets of the calls.
+func wantShares(t *testing.T, w *faults.World, caller *meshClient) {
+	t.Helper()
+	for _, n := range []int{10, 50, 100, 0} {
+		edited := time.Now()
+		do(t, w, percent(n))
+		awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+		t.Logf("%d percent: accepted %s after the edit", n, time.Since(edited).Round(time.Millisecond))
+		caller.await(t, "v2", float64(n), 9)
+		t.Logf("%d percent: traffic follows %s after the edit", n, time.Since(edited).Round(time.Millisecond))
+		if got := caller.share(t.Context(), 4000, "v2"); math.Abs(got-float64(n)) > 3 {
+			t.Errorf("the canary gets %.1f percent of 4000 calls, want %d", got, n)
+		}
+	}
+}
+
+// wantColours has the calls of a coloured rollout from v1 to v2 marked: at 0 percent, and then at 100, those with the
+// mark of a side reach that side, and no others do. It returns a client of marked calls.
+func wantColours(t *testing.T, w *faults.World, caller *meshClient) *meshClient {
+	t.Helper()
+	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
+	red := caller.with("x-colour", "canary")
+	red.await(t, "v2", 100, 0)
+	for what, other := range map[string]*meshClient{
+		"no mark": caller, "another colour": caller.with("x-colour", "canary2"), "a cookie that looks alike": caller.with("cookie", "xtier=gold"),
+	} {
+		if got := other.share(t.Context(), 300, "v1"); got != 100 {
+			t.Errorf("with %s: %.1f percent reach stable, want all", what, got)
+		}
+	}
+	do(t, w, percent(100))
+	caller.await(t, "v2", 100, 0)
+	if got := caller.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
+		t.Errorf("with the cookie: %.1f percent reach stable, want all", got)
+	}
+	return red
 }
 
 // sessionsOf counts the sessions that the canary v2 answers. Each makes several calls and must find one side only.
@@ -349,30 +365,32 @@ spec:
 `)(ctx, w)
 }
 
-// startMesh starts an API server and istiod, which end with the test.
+// startMesh returns an API server with istiod that tests share, each in a namespace of its own. It ends with the process.
 func startMesh(t *testing.T) (*testbed.Testbed, *testcluster.Cluster) {
 	t.Helper()
-	bed, err := testbed.Start(
-		t.Context(),
-		testbed.Options{Size: testbed.API, With: []testbed.Part{testbed.GatewayAPI, testbed.Istio}},
-	)
+	bed, err := sharedMesh()
 	if err != nil {
 		t.Fatalf("starting istiod: %v", err)
 	}
-	t.Cleanup(func() {
-		if err := bed.Stop(); err != nil {
-			t.Errorf("stopping istiod: %v", err)
-		}
-	})
-	crds := []string{
-		filepath.Join(testcluster.Root(), "config/crd/bases"),
-		filepath.Join(testcluster.ModuleDir(t, "github.com/kserve/kserve"), "config/crd/full"),
-	}
-	if err := bed.InstallCRDs(t.Context(), crds...); err != nil {
-		t.Fatal(err)
-	}
 	return bed, clusterOf(t, bed)
 }
+
+var sharedMesh = sync.OnceValues(func() (*testbed.Testbed, error) {
+	ctx := context.Background()
+	bed, err := testbed.Start(ctx, testbed.Options{Size: testbed.API, With: []testbed.Part{testbed.GatewayAPI, testbed.Istio}})
+	if err != nil {
+		return nil, err
+	}
+	kserveDir, err := testbed.ModuleDir(ctx, testcluster.Root(), "github.com/kserve/kserve")
+	if err != nil {
+		return nil, err
+	}
+	return bed, bed.InstallCRDs(
+		ctx,
+		filepath.Join(testcluster.Root(), "config/crd/bases"),
+		filepath.Join(kserveDir, "config/crd/full"),
+	)
+})
 
 // clusterOf returns a testbed's API server as worlds want it.
 func clusterOf(t *testing.T, bed *testbed.Testbed) *testcluster.Cluster {
@@ -400,33 +418,9 @@ func TestTrafficFollowsHTTPRoutes(t *testing.T) {
 	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
 	caller := dialMesh(t, bed.XDSAddress(), w.Namespace, name+"."+w.Namespace+".svc.cluster.local:80")
 	caller.await(t, "v1", 100, 0)
-	for _, n := range []int{10, 50, 100, 0} {
-		edited := time.Now()
-		do(t, w, percent(n))
-		awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
-		t.Logf("%d percent: accepted %s after the edit", n, time.Since(edited).Round(time.Millisecond))
-		caller.await(t, "v2", float64(n), 9)
-		t.Logf("%d percent: traffic follows %s after the edit", n, time.Since(edited).Round(time.Millisecond))
-		if got := caller.share(t.Context(), 4000, "v2"); math.Abs(got-float64(n)) > 3 {
-			t.Errorf("the canary gets %.1f percent of 4000 calls, want %d", got, n)
-		}
-	}
+	wantShares(t, w, caller)
 	do(t, w, edit(coloured))
-	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
-	red := caller.with("x-colour", "canary")
-	red.await(t, "v2", 100, 0)
-	for what, other := range map[string]*meshClient{
-		"no mark": caller, "another colour": caller.with("x-colour", "canary2"), "a cookie that looks alike": caller.with("cookie", "xtier=gold"),
-	} {
-		if got := other.share(t.Context(), 300, "v1"); got != 100 {
-			t.Errorf("with %s: %.1f percent reach stable, want all", what, got)
-		}
-	}
-	do(t, w, percent(100))
-	caller.await(t, "v2", 100, 0)
-	if got := caller.with("cookie", "a=b; tier=gold; c=d").share(t.Context(), 300, "v1"); got != 100 {
-		t.Errorf("with the cookie: %.1f percent reach stable, want all", got)
-	}
+	red := wantColours(t, w, caller)
 	do(
 		t,
 		w,

@@ -110,6 +110,9 @@ func (t *Testbed) apiServer(parts []Part) (component, error) {
 		return component{}, err
 	}
 	args = append(args, kubelet...)
+	if t.options.Uncached {
+		args = append(args, "--watch-cache=false")
+	}
 	if t.options.Size != Node {
 		// Endpoints may not hold the loopback address, which is all that this one has.
 		args = append(args, "--endpoint-reconciler-type=none")

@@ -82,6 +82,10 @@ type Options struct {
 	With []Part
 	// Without leaves out single parts of the size's.
 	Without []Part
+	// Uncached has the API server serve lists and watches from etcd itself. That is for tests that read what they have
+	// just written: with its cache, every list waits until etcd has reported to it, ten times a second, if anything at
+	// all was written since. Without, each watch costs the API server about as much as all of one kind together do with.
+	Uncached bool
 	// Prometheus is the text of a Prometheus configuration, which makes the testbed run one. Empty means none.
 	Prometheus string
 	// ExtendedResources is what the node advertises beside CPU and memory, name to quantity. Needs size Node.

@@ -15,7 +15,8 @@ var shared struct {
 }
 
 // Shared returns the testbed of this size that all tests of the process share. The first call starts it; it ends with
-// the process, however that ends, so nobody stops it. Tests keep apart by namespaces of their own.
+// the process, however that ends, so nobody stops it. Tests keep apart by namespaces of their own. One of size [API] is
+// uncached.
 func Shared(t testing.TB, size Size) *Testbed {
 	t.Helper()
 	shared.mu.Lock()
@@ -27,7 +28,7 @@ func Shared(t testing.TB, size Size) *Testbed {
 		t.Fatalf("the shared testbed failed to start in an earlier test: %v", err)
 	}
 	// The testbed serves later tests too: the first one's context would end with it.
-	tb, err := Start(context.WithoutCancel(t.Context()), Options{Size: size})
+	tb, err := Start(context.WithoutCancel(t.Context()), Options{Size: size, Uncached: size == API})
 	if err != nil {
 		if shared.failed == nil {
 			shared.failed = map[Size]error{}

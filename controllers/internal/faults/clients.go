@@ -26,6 +26,8 @@ type crash struct {
 	at       int  // the write to be killed at
 	done     bool // whether that write still reaches the API server
 	writes   int
+	firsts   []bool // of each write, whether it was the first of its round
+	begun    bool   // whether the round has written yet
 	happened bool
 	dead     bool
 }
@@ -37,6 +39,7 @@ func (k *crash) client(w *World) client.Client {
 			return errKilled
 		}
 		k.writes++
+		k.firsts, k.begun = append(k.firsts, !k.begun), true
 		if k.writes != k.at {
 			return do()
 		}
