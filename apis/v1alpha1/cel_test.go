@@ -542,50 +542,50 @@ var rules = map[string]struct {
 	},
 	"canaryPercent has a lower bound": {
 		kind:      "CanaryRollout",
-		taken:     sides + ", canaryPercent: 0}}",
-		refused:   sides + ", canaryPercent: -1}}",
+		taken:     sides + ", canaryPercent: 0}",
+		refused:   sides + ", canaryPercent: -1}",
 		wantField: "spec.canaryPercent",
 	},
 	"canaryPercent has an upper bound": {
 		kind:      "CanaryRollout",
-		taken:     sides + ", canaryPercent: 100}}",
-		refused:   sides + ", canaryPercent: 101}}",
+		taken:     sides + ", canaryPercent: 100}",
+		refused:   sides + ", canaryPercent: 101}",
 		wantField: "spec.canaryPercent",
 	},
 	"the sides differ": {
 		kind:    "CanaryRollout",
-		taken:   sides + "}}",
+		taken:   sides + "}",
 		refused: "{stable: {inferenceService: a}, canary: {inferenceService: a}}",
 		wants:   "must be two different InferenceServices",
 	},
 	"dryRun is not for strategies": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", dryRun: true}}",
-		refused: sides + ", dryRun: true, strategy: {steps: [{setPercent: 10}]}}}",
+		taken:   sides + ", dryRun: true}",
+		refused: sides + ", dryRun: true, strategy: {steps: [{setPercent: 10}]}}",
 		wants:   "must be free to turn its canary back",
 	},
 	"a route is adopted once": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", routing: {mode: Adopt, httpRouteRef: {name: v, rule: r}}}}",
-		refused: sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}, httpRouteRef: {name: v, rule: r}}}}",
+		taken:   sides + ", routing: {mode: Adopt, httpRouteRef: {name: v, rule: r}}}",
+		refused: sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}, httpRouteRef: {name: v, rule: r}}}",
 		wants:   "one of the two",
 	},
 	"HTTPRoutes do not delegate": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", routing: {mode: Delegate, provider: VirtualService}}}",
-		refused: sides + ", routing: {mode: Delegate, provider: HTTPRoute}}}",
+		taken:   sides + ", routing: {mode: Delegate, provider: VirtualService}}",
+		refused: sides + ", routing: {mode: Delegate, provider: HTTPRoute}}",
 		wants:   "has neither mode Delegate nor",
 	},
 	"a provider adopts its own kind": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", routing: {mode: Adopt, provider: HTTPRoute, httpRouteRef: {name: v, rule: r}}}}",
-		refused: sides + ", routing: {mode: Adopt, provider: VirtualService, httpRouteRef: {name: v, rule: r}}}}",
+		taken:   sides + ", routing: {mode: Adopt, provider: HTTPRoute, httpRouteRef: {name: v, rule: r}}}",
+		refused: sides + ", routing: {mode: Adopt, provider: VirtualService, httpRouteRef: {name: v, rule: r}}}",
 		wants:   "has no httpRouteRef",
 	},
 	"repairs are bounded": {
 		kind:      "CanaryRollout",
-		taken:     sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 60}}}}",
-		refused:   sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 61}}}}",
+		taken:     sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 60}}}",
+		refused:   sides + ", routing: {driftPolicy: {maxRepairsPerMinute: 61}}}",
 		wantField: "spec.routing.driftPolicy.maxRepairsPerMinute",
 	},
 	"variants of one InferenceService differ": {
@@ -596,40 +596,42 @@ var rules = map[string]struct {
 	},
 	"Adopt needs a reference": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}}}}",
-		refused: sides + ", routing: {mode: Adopt}}}",
+		taken:   sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}}}",
+		refused: sides + ", routing: {mode: Adopt}}",
 		wants:   "virtualServiceRef or httpRouteRef, one of the two, is needed in mode Adopt",
 	},
 	"Owned has no reference": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", routing: {mode: Owned}}}",
-		refused: sides + ", routing: {mode: Owned, virtualServiceRef: {name: v, route: r}}}}",
+		taken:   sides + ", routing: {mode: Owned}}",
+		refused: sides + ", routing: {mode: Owned, virtualServiceRef: {name: v, route: r}}}",
 		wants:   "virtualServiceRef or httpRouteRef, one of the two, is needed in mode Adopt",
 	},
 	"Adopt has no hosts": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", routing: {hosts: [a.example.com]}}}",
-		refused: sides + ", routing: {mode: Adopt, hosts: [a.example.com], virtualServiceRef: {name: v, route: r}}}}",
+		taken:   sides + ", routing: {hosts: [a.example.com]}}",
+		refused: sides + ", routing: {mode: Adopt, hosts: [a.example.com], virtualServiceRef: {name: v, route: r}}}",
 		wants:   "hosts and gateways belong to the adopted route",
 	},
 	"gateways need hosts": {
 		kind:    "CanaryRollout",
-		taken:   sides + ", routing: {gateways: [mesh]}}}",
-		refused: sides + ", routing: {gateways: [istio-system/ingress]}}}",
+		taken:   sides + ", routing: {gateways: [mesh]}}",
+		refused: sides + ", routing: {gateways: [istio-system/ingress]}}",
 		wants:   "gateways other than mesh need hosts",
 	},
 	"a rollout's name is a DNS label": {
 		kind:        "CanaryRollout",
-		taken:       sides + "}}",
-		refused:     sides + "}}",
+		taken:       sides + "}",
+		refused:     sides + "}",
 		refusedName: "a.b",
-		wants:       "metadata.name must be a DNS label",
+		wants:       "metadata.name must be a DNS label of at most 63 characters that starts with a letter",
 	},
 }
 
 const sides = "{stable: {inferenceService: a}, canary: {inferenceService: b}"
 
-func TestRules(t *testing.T) {
+// startAPI returns a client of an API server that serves the kinds.
+func startAPI(t *testing.T) client.Client {
+	t.Helper()
 	tb := testbed.Shared(t, testbed.API)
 	if err := tb.InstallCRDs(t.Context(), "../../config/crd/bases"); err != nil {
 		t.Fatal(err)
@@ -638,6 +640,11 @@ func TestRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return c
+}
+
+func TestRules(t *testing.T) {
+	c := startAPI(t)
 	for name, tc := range rules {
 		t.Run(name, func(t *testing.T) {
 			takenName, refusedName := "x", "x"

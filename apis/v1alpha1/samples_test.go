@@ -14,19 +14,11 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
-	"serverless.xyz/outrigger/test/testbed"
 )
 
 // TestSamples: the API server takes every sample of Outrigger's kinds, and knows each of its fields.
 func TestSamples(t *testing.T) {
-	tb := testbed.Shared(t, testbed.API)
-	if err := tb.InstallCRDs(t.Context(), "../../config/crd/bases"); err != nil {
-		t.Fatal(err)
-	}
-	c, err := client.New(tb.Config(), client.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := startAPI(t)
 	files, err := filepath.Glob("../../samples/*.yaml")
 	if err != nil {
 		t.Fatal(err)
