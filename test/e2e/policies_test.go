@@ -15,18 +15,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
-	"serverless.xyz/outrigger/samples/predictor/model"
-	"serverless.xyz/outrigger/test/cluster"
 )
 
 // TestAPolicyIsRolledOut: a policy that runs is changed to a feature cache on the node, to a sidecar of its author's
 // making, and to replace pods; KServe replaces the pod once, and what the model serves finds its features as before.
 func TestAPolicyIsRolledOut(t *testing.T) {
 	ns := namespace(t, "rollout", "memcached.yaml", "sidecarpolicy.yaml")
-	awaitMemcached(t, ns, 1)
-	must(t, shared.ApplySample(t.Context(), ns, "torch-mnist.yaml", nil))
-	must(t, shared.AwaitInferenceService(t.Context(), ns, "torch-mnist"))
-	before := onlyPod(t, ns, "torch-mnist")
+	before := serveTorchMNIST(t, ns)
 	policy := &v1alpha1.SidecarPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}}
 	patch(t, policy, `{"spec": {"rollout": "Always", "featureCache": {"mode": "Shared"}, "containers": [`+
 		`{"name": "beside", "image": "ghcr.io/outrigger/outrigger:v0.1.0", "command": ["/featurecache"], `+
@@ -54,18 +49,5 @@ func TestAPolicyIsRolledOut(t *testing.T) {
 	if at < 0 || !strings.HasPrefix(pod.Spec.Containers[0].Env[at].Value, v1alpha1.NodeCacheName("features")+".") {
 		t.Errorf("the model looks for its features at %v", pod.Spec.Containers[0].Env)
 	}
-
-	digits, err := model.HeldOut()
-	must(t, err)
-	var answer cluster.Answer
-	for range 20 { // a busy machine may miss the 20 ms of a look-up
-		answer, err = shared.Predict(t.Context(), pod, "torch-mnist", digits)
-		must(t, err)
-		if answer.Hits == len(digits) {
-			break
-		}
-	}
-	if answer.Hits != len(digits) {
-		t.Errorf("%d of %d features in the node's cache", answer.Hits, len(digits))
-	}
+	wantPredictions(t, pod)
 }

@@ -24,10 +24,7 @@ import (
 // and what it says is right.
 func TestModelByPreloader(t *testing.T) {
 	ns := namespace(t, "preload", "memcached.yaml", "sidecarpolicy.yaml")
-	awaitMemcached(t, ns, 1)
-	must(t, shared.ApplySample(t.Context(), ns, "torch-mnist.yaml", nil))
-	must(t, shared.AwaitInferenceService(t.Context(), ns, "torch-mnist"))
-	pod := onlyPod(t, ns, "torch-mnist")
+	pod := serveTorchMNIST(t, ns)
 
 	images := map[string]string{}
 	for _, c := range pod.Spec.InitContainers {
@@ -41,24 +38,7 @@ func TestModelByPreloader(t *testing.T) {
 		}
 	}
 
-	digits, err := model.HeldOut()
-	must(t, err)
-	var answer cluster.Answer
-	for range 20 { // a busy machine may miss the 20 ms of a look-up
-		answer, err = shared.Predict(t.Context(), pod, "torch-mnist", digits)
-		must(t, err)
-		if answer.Hits == len(digits) {
-			break
-		}
-	}
-	if answer.Hits != len(digits) {
-		t.Errorf("%d of %d features in the cache", answer.Hits, len(digits))
-	}
-	for i, digit := range digits {
-		if answer.Predictions[i] != digit.V2 {
-			t.Errorf("%s: predicted %d, the training script %d", digit.ID, answer.Predictions[i], digit.V2)
-		}
-	}
+	wantPredictions(t, pod)
 	policy := &v1alpha1.SidecarPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "default"}}
 	must(t, shared.Await(t.Context(), policy, time.Minute, func() bool {
 		return policy.Status.Matched == 1 && policy.Status.Injected == 1 && policy.Status.Outdated == 0
@@ -68,10 +48,7 @@ func TestModelByPreloader(t *testing.T) {
 // TestTrafficFollowsTheField: the share of requests that each side gets follows one field, and no request fails; nor
 // does one while the operator is away, and what was edited meanwhile comes into force when it is back.
 func TestTrafficFollowsTheField(t *testing.T) {
-	ns := namespace(t, "canary", "memcached.yaml", "sidecarpolicy.yaml", "mnist-v1.yaml", "mnist-v2.yaml", "canaryrollout.yaml")
-	for _, name := range []string{"mnist-v1", "mnist-v2"} {
-		must(t, shared.AwaitInferenceService(t.Context(), ns, name))
-	}
+	ns := twoVersions(t, "canary", "canaryrollout.yaml")
 	rollout := &v1alpha1.CanaryRollout{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "mnist"}}
 	awaitWeight(t, rollout, 0)
 	traffic, err := shared.NewTraffic(ns, rollout.Status.Host+":80", "mnist")
@@ -101,18 +78,7 @@ func TestTrafficFollowsTheField(t *testing.T) {
 
 // TestAdoptedRouteFollowsTheField: the weights of a user's VirtualService follow, and the rest of it stays.
 func TestAdoptedRouteFollowsTheField(t *testing.T) {
-	ns := namespace(
-		t,
-		"adopt",
-		"memcached.yaml",
-		"sidecarpolicy.yaml",
-		"mnist-v1.yaml",
-		"mnist-v2.yaml",
-		"canaryrollout-adopt.yaml",
-	)
-	for _, name := range []string{"mnist-v1", "mnist-v2"} {
-		must(t, shared.AwaitInferenceService(t.Context(), ns, name))
-	}
+	ns := twoVersions(t, "adopt", "canaryrollout-adopt.yaml")
 	var rollouts v1alpha1.CanaryRolloutList
 	must(t, shared.Client.List(t.Context(), &rollouts))
 	for i := range rollouts.Items {
@@ -149,6 +115,48 @@ func TestCacheScales(t *testing.T) {
 	if window := m.Status.LastScaleTime.Sub(grown); window < 5*time.Second {
 		t.Errorf("shrank %s after it had grown, want 5s at least", window)
 	}
+}
+
+// serveTorchMNIST has the first sample served in a namespace with a cache and a policy, and returns its pod.
+func serveTorchMNIST(t *testing.T, ns string) *corev1.Pod {
+	t.Helper()
+	awaitMemcached(t, ns, 1)
+	must(t, shared.ApplySample(t.Context(), ns, "torch-mnist.yaml", nil))
+	must(t, shared.AwaitInferenceService(t.Context(), ns, "torch-mnist"))
+	return onlyPod(t, ns, "torch-mnist")
+}
+
+// wantPredictions wants the pod of torch-mnist to find all features in its cache, and to say what the training script said.
+func wantPredictions(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	digits, err := model.HeldOut()
+	must(t, err)
+	var answer cluster.Answer
+	for range 20 { // a busy machine may miss the 20 ms of a look-up
+		answer, err = shared.Predict(t.Context(), pod, "torch-mnist", digits)
+		must(t, err)
+		if answer.Hits == len(digits) {
+			break
+		}
+	}
+	if answer.Hits != len(digits) {
+		t.Errorf("%d of %d features in the cache", answer.Hits, len(digits))
+	}
+	for i, digit := range digits {
+		if answer.Predictions[i] != digit.V2 {
+			t.Errorf("%s: predicted %d, the training script %d", digit.ID, answer.Predictions[i], digit.V2)
+		}
+	}
+}
+
+// twoVersions makes a namespace where both versions of the model serve, with a rollout from one to the other.
+func twoVersions(t *testing.T, name, rollout string) string {
+	t.Helper()
+	ns := namespace(t, name, "memcached.yaml", "sidecarpolicy.yaml", "mnist-v1.yaml", "mnist-v2.yaml", rollout)
+	for _, version := range []string{"mnist-v1", "mnist-v2"} {
+		must(t, shared.AwaitInferenceService(t.Context(), ns, version))
+	}
+	return ns
 }
 
 func awaitWeight(t *testing.T, rollout *v1alpha1.CanaryRollout, percent int32) {
