@@ -54,7 +54,7 @@ func wantShop(t *testing.T, w *faults.World, want string) {
 
 // TestAdoptChangesTwoNumbers: in a stored VirtualService nothing differs but the weights.
 func TestAdoptChangesTwoNumbers(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	full, err := os.ReadFile("../../routing/testdata/everything.yaml")
 	if err != nil {
@@ -119,7 +119,7 @@ func withoutWeights(vs *unstructured.Unstructured) map[string]any {
 }
 
 func TestAdoptRepairsDrift(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(
 		t,
@@ -180,7 +180,7 @@ func TestAdoptStalls(t *testing.T) {
 	}
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			do(
 				t,
@@ -236,7 +236,7 @@ func ownedBy(apiVersion, kind string) faults.Step {
 // TestAdoptWithStaleReads: the route moves between the read and the patch. The patch fails as a whole, is worked out
 // anew, and lands where it belongs.
 func TestAdoptWithStaleReads(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(
 		t,
 		w,
@@ -286,7 +286,7 @@ func TestAdoptWithStaleReads(t *testing.T) {
 
 // TestAdoptOfARefusedWeight: a 422 that is no failed guard is the API server's own, and is told to the user.
 func TestAdoptOfARefusedWeight(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(
 		t,
 		w,
@@ -328,7 +328,7 @@ func TestAdoptOfARefusedWeight(t *testing.T) {
 }
 
 func TestOneRolloutPerAdoptedRoute(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(func(first *v1alpha1.CanaryRollout) {
 		adopts("shop", "predict")(first)
@@ -340,7 +340,7 @@ func TestOneRolloutPerAdoptedRoute(t *testing.T) {
 }
 
 func TestFromOwnedToAdoptAndBack(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(nil), percent(20))
 	settle(t, w, r)
@@ -366,7 +366,7 @@ func TestFromOwnedToAdoptAndBack(t *testing.T) {
 
 // TestAdoptANameWithDots: a dot in the name of a route does not part it from a namespace.
 func TestAdoptANameWithDots(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1),
 		createYAML(strings.ReplaceAll(shop, "name: shop", "name: shop.web")), rollout(adopts("shop.web", "predict")), percent(20))

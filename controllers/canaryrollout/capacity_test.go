@@ -19,7 +19,7 @@ import (
 
 // TestCapacityBoundsTheCanary: it gets what its ready pods carry, and the status says what is missing.
 func TestCapacityBoundsTheCanary(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 4), inferenceService("v2", 1), rollout(func(r *v1alpha1.CanaryRollout) {
 		r.Spec.Capacity = &v1alpha1.RolloutCapacity{}
@@ -81,7 +81,7 @@ var warmup = &v1alpha1.RolloutWarmup{Request: v1alpha1.WarmupRequest{Path: "/v2/
 // TestWarmupComesFirst: a canary gets nothing before its pods are warm, and keeps what it has when nobody knows any more
 // which of them are.
 func TestWarmupComesFirst(t *testing.T) {
-	w, th := newWorld(t), &thermometer{}
+	w, th := soleWorld(t), &thermometer{}
 	r := reconcile.AsReconciler(w.Client,
 		canaryrollout.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000)).WithWarmer(th))
 	do(t, w, inferenceService("v1", 2), inferenceService("v2", 2), rollout(func(r *v1alpha1.CanaryRollout) {

@@ -31,7 +31,7 @@ func routeNames(t *testing.T, w *faults.World) []string {
 // TestColoursComeAndGoWithTheirSide: no marked request is sent to a side that cannot answer it, and nobody else's
 // weights change for a colour.
 func TestColoursComeAndGoWithTheirSide(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), edit(coloured))
 	for _, step := range []struct {
@@ -61,7 +61,7 @@ func TestColoursComeAndGoWithTheirSide(t *testing.T) {
 }
 
 func TestBrokenColourChangesNothing(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), edit(coloured), percent(30))
 	settle(t, w, r)

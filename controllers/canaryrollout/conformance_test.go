@@ -229,7 +229,7 @@ func httpRouteList() *unstructured.UnstructuredList {
 
 func TestConformanceWeights(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, inferenceService("v1", 2), inferenceService("v2", 1), p.owned())
 		for _, n := range []int32{0, 10, 50, 100, 1, 0} {
@@ -251,7 +251,7 @@ func TestConformanceWeights(t *testing.T) {
 
 func TestConformanceSidesComeAndGo(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, p.owned(), edit(coloured), percent(30))
 		for _, step := range []struct {
@@ -302,7 +302,7 @@ func countWrites(c client.WithWatch, count *int) client.WithWatch {
 func TestConformanceIdempotence(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
 		for what, made := range map[string]faults.Step{"owned": p.owned(), "adopted": p.adopting()} {
-			w := newWorld(t)
+			w := soleWorld(t)
 			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), made, percent(35))
 			settleAll(t, w, newReconciler(w.Client, w))
 			wantReady(t, w)
@@ -324,7 +324,7 @@ func TestConformanceIdempotence(t *testing.T) {
 
 func TestConformanceDrift(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), p.owned(), percent(30))
 		settleAll(t, w, r)
@@ -353,7 +353,7 @@ func TestConformanceDrift(t *testing.T) {
 
 func TestConformanceAdopt(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), p.adopting(), percent(35))
 		before := p.live(t, w, "shop")
@@ -418,7 +418,7 @@ func TestConformanceAdoptStalls(t *testing.T) {
 				return w.Client.Update(ctx, route)
 			}, v1alpha1.ReasonRouteControlled},
 		} {
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			do(
 				t,
@@ -456,7 +456,7 @@ func TestConformanceDeletion(t *testing.T) {
 		for policy, want := range map[v1alpha1.OnDelete]string{
 			v1alpha1.OnDeleteStable: "v1=100 v2=0 ", v1alpha1.OnDeleteKeep: "v1=60 v2=40 ", v1alpha1.OnDeleteRestore: "v1=88 v2=12 ",
 		} {
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			found := strings.NewReplacer("weight: 100", "weight: 88", "80, weight: 0", "80, weight: 12",
 				"{host: v2-predictor}", "{host: v2-predictor}\n      weight: 12").Replace(p.users)
@@ -479,7 +479,7 @@ func TestConformanceDeletion(t *testing.T) {
 			p.want(t, w, "shop", "predict", want)
 		}
 
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), p.owned(), onDelete(v1alpha1.OnDeleteKeep), percent(40))
 		settleAll(t, w, r)
@@ -500,7 +500,7 @@ func TestConformanceDeletion(t *testing.T) {
 
 func TestConformanceForeignRoutes(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		taken := strings.ReplaceAll(p.users, "name: shop", "name: "+name)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(taken), p.owned())
@@ -517,7 +517,7 @@ func TestConformanceForeignRoutes(t *testing.T) {
 func TestConformanceOneRouteOfAHost(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
 		for _, other := range providers {
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			host := name + "." + w.Namespace + ".svc.cluster.local"
 			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), p.owned(), percent(10))
@@ -554,7 +554,7 @@ func TestFaultsOfHTTPRoutes(t *testing.T) {
 // TestAcceptanceIsAwaited: a route that the gateways have not taken up is written, and not said to be in force.
 func TestAcceptanceIsAwaited(t *testing.T) {
 	p := providers[1]
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), p.owned(), percent(10))
 	settle(t, w, r)
@@ -585,7 +585,7 @@ func TestAcceptanceIsAwaited(t *testing.T) {
 // TestChangeOfProvider: the former route goes when its successor has been taken up, and not before.
 func TestChangeOfProvider(t *testing.T) {
 	vs, hr := providers[0], providers[1]
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), percent(10))
 	settleAll(t, w, r)
@@ -610,7 +610,7 @@ func TestChangeOfProvider(t *testing.T) {
 
 // TestAutoFollowsKServe: where KServe makes HTTPRoutes for stable, so does a rollout that names no provider.
 func TestAutoFollowsKServe(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	kserves := `
 apiVersion: gateway.networking.k8s.io/v1
@@ -627,7 +627,7 @@ spec: {parentRefs: [{name: kserve, namespace: kserve}], hostnames: [v1.example.c
 
 // TestProviderIsNotInstalled: the user is told, and nothing that serves is touched.
 func TestProviderIsNotInstalled(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), percent(10))
 	settleAll(t, w, newReconciler(w.Client, w))
 	without := withoutKind{w.Client, routing.HTTPRouteKind}

@@ -18,7 +18,7 @@ import (
 )
 
 func TestWeightsFollowTheSpec(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 2), inferenceService("v2", 1), rollout(nil))
 	for _, step := range []struct {
@@ -42,7 +42,7 @@ func TestWeightsFollowTheSpec(t *testing.T) {
 }
 
 func TestServiceLeadsToStable(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil))
 	settle(t, w, r)
@@ -77,7 +77,7 @@ func TestServiceLeadsToStable(t *testing.T) {
 
 // TestSidesComeAndGo: weights follow the readiness of both sides, and no spec that names the wrong side moves traffic.
 func TestSidesComeAndGo(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	const notReady, notFound = v1alpha1.ReasonInferenceServiceNotReady, v1alpha1.ReasonInferenceServiceNotFound
 	steps := []struct {
@@ -123,7 +123,7 @@ func TestSidesComeAndGo(t *testing.T) {
 }
 
 func TestDeletedStableLeavesAllToTheCanary(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), percent(30))
 	settle(t, w, r)
@@ -136,7 +136,7 @@ func TestDeletedStableLeavesAllToTheCanary(t *testing.T) {
 }
 
 func TestTransformerIsTheEntry(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(
 		t,
@@ -170,7 +170,7 @@ func TestTransformerIsTheEntry(t *testing.T) {
 
 // TestDriftOfAnOwnedRoute: whatever anybody does to a VirtualService of ours is undone.
 func TestDriftOfAnOwnedRoute(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), percent(30))
 	settle(t, w, r)
@@ -200,7 +200,7 @@ func TestDriftOfAnOwnedRoute(t *testing.T) {
 
 // TestForeignVirtualServiceOfOurName: what belongs to somebody else is never written.
 func TestForeignVirtualServiceOfOurName(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(`
 apiVersion: networking.istio.io/v1
@@ -219,7 +219,7 @@ spec:
 }
 
 func TestSecondRolloutOfAHostStalls(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	host := w.Namespace + ".example.com" // all tests share one API server
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(func(first *v1alpha1.CanaryRollout) {
@@ -252,7 +252,7 @@ func TestSecondRolloutOfAHostStalls(t *testing.T) {
 }
 
 func TestHostOfAUsersVirtualService(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(`
 apiVersion: networking.istio.io/v1

@@ -34,7 +34,7 @@ func delegates(r *v1alpha1.CanaryRollout) { r.Spec.Routing.Mode = v1alpha1.Routi
 // TestDelegate: the user's VirtualService is only read, ours has neither hosts nor gateways, and the rollout says who
 // leads to it.
 func TestDelegate(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(delegates), percent(30))
 	settle(t, w, r)
@@ -63,7 +63,7 @@ func TestDelegate(t *testing.T) {
 // TestDelegateHasNoHosts: a VirtualService with hosts is no delegate, whether they were ours in mode Owned or came from
 // somebody else.
 func TestDelegateHasNoHosts(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), percent(30))
 	settle(t, w, r)

@@ -54,7 +54,7 @@ func TestDriftIsRepairedWithinABudget(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
 		for route, made := range map[string]faults.Step{name: p.owned(), "shop": p.adopting()} {
 			rule := map[bool]string{true: "predict", false: routing.SplitRoute}[route == "shop"]
-			w := newWorld(t)
+			w := soleWorld(t)
 			events := record.NewFakeRecorder(100)
 			r := reconcile.AsReconciler(w.Client, canaryrollout.New(w.Client, w.Client, w.Clock, events))
 			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), made, percent(30),
@@ -117,7 +117,7 @@ func drain(events *record.FakeRecorder, reason string) int {
 // TestHeldDriftEndsWithTheSpec: an edit of the spec is what the user means now.
 func TestHeldDriftEndsWithTheSpec(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), p.owned(), percent(30),
 			edit(`{"spec":{"routing":{"driftPolicy":{"action":"Hold"}}}}`))
@@ -164,7 +164,7 @@ func TestNoStepByForeignWeights(t *testing.T) {
 // TestDeletedRouteIsMadeAgain: also a deletion is a foreign change, of which nobody's name is left.
 func TestDeletedRouteIsMadeAgain(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), p.owned(), percent(30))
 		settleAll(t, w, r)
@@ -180,7 +180,7 @@ func TestDeletedRouteIsMadeAgain(t *testing.T) {
 // TestOwnEditsAreNoDrift: whatever the controller does itself, and others do to other fields, is not taken for one.
 func TestOwnEditsAreNoDrift(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		r := newReconciler(w.Client, w)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), p.adopting())
 		for n := range 5 {

@@ -57,7 +57,7 @@ func TestDeletionOfAnAdoptingRollout(t *testing.T) {
 	}
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(foundAt),
 				rollout(adopts("shop", "predict")), onDelete(tc.policy), percent(10))
@@ -106,7 +106,7 @@ func TestDeletionAlwaysEnds(t *testing.T) {
 	}
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t)
+			w := soleWorld(t)
 			do(
 				t,
 				w,
@@ -159,7 +159,7 @@ func TestDeletionDoesNotWaitForEver(t *testing.T) {
 
 // TestLoserLeavesTheRouteAlone: the deletion of a rollout that never had the route does not touch it.
 func TestLoserLeavesTheRouteAlone(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(func(first *v1alpha1.CanaryRollout) {
 		adopts("shop", "predict")(first)
@@ -176,7 +176,7 @@ func TestLoserLeavesTheRouteAlone(t *testing.T) {
 
 // TestKeptRouteOutlivesItsRollout: nothing owns it then, and the next rollout of the name takes it over.
 func TestKeptRouteOutlivesItsRollout(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	keep := func(r *v1alpha1.CanaryRollout) { r.Spec.Routing.OnDelete = v1alpha1.OnDeleteKeep }
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(keep), percent(30))

@@ -54,7 +54,7 @@ func removePod(name string) faults.Step {
 // TestACanaryOfAnotherModelNameGetsNothing: what clients ask of one name is an error at the other, be it by weight, by
 // colour or as a copy.
 func TestACanaryOfAnotherModelNameGetsNothing(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(nil), edit(coloured), percent(30),
 		pod("v1", "a", "--model_name=v1", "--model_name=fraud"))

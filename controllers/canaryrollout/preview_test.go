@@ -21,7 +21,7 @@ import (
 func TestDryRunTellsWhatWouldBeDone(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
 		for route, made := range map[string]faults.Step{name: p.owned(), "shop": p.adopting()} {
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), made, percent(10))
 			settleAll(t, w, r)
@@ -51,7 +51,7 @@ func TestDryRunTellsWhatWouldBeDone(t *testing.T) {
 }
 
 func TestDryRunOfANewRollout(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(func(r *v1alpha1.CanaryRollout) {
 		r.Spec.DryRun, r.Spec.CanaryPercent = true, 5

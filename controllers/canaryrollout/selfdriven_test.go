@@ -297,7 +297,7 @@ func TestAnotherStableIsAnotherMeasure(t *testing.T) {
 
 // TestMetricsOutOfReach: the rollout waits for them, and is turned back only if the user says so.
 func TestMetricsOutOfReach(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := toldReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), specified(t, toldOnly),
 		edit(`{"spec":{"analysis":{"minSamples":667,"onProviderError":{"action":"Hold"}}}}`))

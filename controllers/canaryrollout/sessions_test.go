@@ -17,7 +17,7 @@ const sessions = `{"spec":{"stickiness":{"header":{"name":"x-session-id"}},"shad
 // the canary has, and what the API server stores is what was rendered, so that nothing is written at rest.
 func TestConformanceSessionsAndShadow(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		w := newWorld(t)
+		w := soleWorld(t)
 		writes := 0
 		r := newReconciler(countWrites(w.Client, &writes), w)
 		do(t, w, inferenceService("v1", 4), inferenceService("v2", 1), p.owned(), edit(sessions))
@@ -54,7 +54,7 @@ func TestConformanceSessionsAndShadow(t *testing.T) {
 }
 
 func TestAnHTTPRouteRefusesCookiesOfSessions(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), providers[1].owned(), percent(30))
 	settleAll(t, w, r)

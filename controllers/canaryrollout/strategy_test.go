@@ -90,7 +90,7 @@ func settleSteps(t *testing.T, w *faults.World, c client.Client) {
 }
 
 func TestStepsMoveTheTraffic(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 2), inferenceService("v2", 1), rollout(steps))
 	for _, step := range []struct {
 		when        string
@@ -127,7 +127,7 @@ func TestStepsMoveTheTraffic(t *testing.T) {
 // TestAnotherCanaryBeginsWithoutTraffic: one that is ready from the first moment gets its first step, not the place of
 // the one before.
 func TestAnotherCanaryBeginsWithoutTraffic(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), inferenceService("v3", 1), rollout(steps))
 	settleSteps(t, w, w.Client)
 	do(t, w, say(v1alpha1.AnnotationSkip))
@@ -196,7 +196,7 @@ func editInferenceService(name, patch string) faults.Step {
 
 // TestTrafficComesBackWithoutARecord: a rollback that cannot be recorded is done all the same.
 func TestTrafficComesBackWithoutARecord(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps))
 	settleSteps(t, w, w.Client)
 	wantWeights(t, w, "v1=90 v2=10 ")
@@ -223,7 +223,7 @@ func TestStepsSurviveRefusals(t *testing.T) {
 		"internal":      apierrors.NewInternalError(errors.New("the store is out of order")),
 	} {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t)
+			w := soleWorld(t)
 			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps))
 			c := refusing(w.Client, refusal)
 			last := int64(0)

@@ -157,7 +157,7 @@ func podsRun(apps ...string) faults.Step {
 // TestAVariantThatIsNotThere: traffic waits for one that is still to come, and one behind a transformer cannot be told
 // from the predictor.
 func TestAVariantThatIsNotThere(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, inferenceService("fraud", 1), rollout(ofVariants), percent(30))
 	settle(t, w, r)

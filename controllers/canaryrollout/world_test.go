@@ -40,6 +40,16 @@ func newWorld(t *testing.T) *faults.World {
 	return faults.NewWorld(t, testcluster.New(t))
 }
 
+// soleWorld is a world where nobody acts but through its client, as a manager would.
+func soleWorld(t *testing.T) *faults.World {
+	t.Helper()
+	cluster, err := faults.Remembering(testcluster.New(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return faults.NewWorld(t, cluster)
+}
+
 func newReconciler(c client.Client, w *faults.World) reconcile.Reconciler {
 	return reconcile.AsReconciler(c, canaryrollout.New(c, w.Client, w.Clock, record.NewFakeRecorder(1000)))
 }

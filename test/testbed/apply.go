@@ -14,6 +14,7 @@ import (
 	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -122,7 +123,18 @@ func (t *Testbed) applyObject(ctx context.Context, o *unstructured.Unstructured)
 	if err != nil {
 		return err
 	}
+	if o.GetKind() == crdKind {
+		// Creating takes the API server a third of the time of applying.
+		_, err = client.Create(ctx, o, metav1.CreateOptions{FieldManager: fieldManager})
+		if !apierrors.IsAlreadyExists(err) {
+			return wrapApply(o, err)
+		}
+	}
 	_, err = client.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	return wrapApply(o, err)
+}
+
+func wrapApply(o *unstructured.Unstructured, err error) error {
 	if err != nil {
 		return fmt.Errorf("applying %s %s: %w", o.GetKind(), o.GetName(), err)
 	}

@@ -62,11 +62,23 @@ func InstallForeign(ctx context.Context, tb *testbed.Testbed) error {
 	return tb.InstallCRDs(ctx, filepath.Join(kserveDir, "config/crd/full"))
 }
 
-var shared *testbed.Testbed
+var (
+	shared *testbed.Testbed
+	made   struct {
+		sync.Mutex
+
+		cluster *Cluster
+	}
+)
 
 // New returns the shared cluster.
 func New(t testing.TB) *Cluster {
 	t.Helper()
+	made.Lock()
+	defer made.Unlock()
+	if made.cluster != nil {
+		return made.cluster
+	}
 	shared = testbed.Shared(t, testbed.API)
 	if err := definitions(); err != nil {
 		t.Fatalf("installing custom resource definitions: %v", err)
@@ -84,7 +96,8 @@ func New(t testing.TB) *Cluster {
 	if err != nil {
 		t.Fatalf("making a client: %v", err)
 	}
-	return &Cluster{Config: config, Client: c}
+	made.cluster = &Cluster{Config: config, Client: c}
+	return made.cluster
 }
 
 // Namespace makes a namespace for one test.
