@@ -20,7 +20,6 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/faults"
-	"serverless.xyz/outrigger/controllers/internal/testcluster"
 )
 
 const shop = `
@@ -254,7 +253,7 @@ func TestAdoptWithStaleReads(t *testing.T) {
 	)
 	do(t, w, applyYAML(moved))
 	patches := 0
-	stale := interceptor.NewClient(testcluster.New(t).Client, interceptor.Funcs{
+	stale := interceptor.NewClient(w.Client, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, into client.Object, opts ...client.GetOption) error {
 			if vs, ok := into.(*unstructured.Unstructured); ok && key.Name == "shop" {
 				old.DeepCopyInto(vs)
@@ -297,7 +296,7 @@ func TestAdoptOfARefusedWeight(t *testing.T) {
 		percent(25),
 	)
 	patches := 0
-	refusing := interceptor.NewClient(testcluster.New(t).Client, interceptor.Funcs{
+	refusing := interceptor.NewClient(w.Client, interceptor.Funcs{
 		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
 			if o.GetName() != "shop" {
 				return c.Patch(ctx, o, p, opts...)

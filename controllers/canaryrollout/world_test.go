@@ -40,14 +40,10 @@ func newWorld(t *testing.T) *faults.World {
 	return faults.NewWorld(t, testcluster.New(t))
 }
 
-// soleWorld is a world where nobody acts but through its client, as a manager would.
+// soleWorld is for tests that run no manager.
 func soleWorld(t *testing.T) *faults.World {
 	t.Helper()
-	cluster, err := faults.Remembering(testcluster.New(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return faults.NewWorld(t, cluster)
+	return faults.NewSoleWorld(t, testcluster.New(t))
 }
 
 func newReconciler(c client.Client, w *faults.World) reconcile.Reconciler {

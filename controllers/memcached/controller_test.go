@@ -320,7 +320,7 @@ func newReconciler(c client.Client, w *faults.World, stats memcached.StatsReader
 
 func newWorld(t *testing.T) *faults.World {
 	t.Helper()
-	return faults.NewWorld(t, testcluster.New(t))
+	return faults.NewSoleWorld(t, testcluster.New(t))
 }
 
 func settle(t *testing.T, w *faults.World, r reconcile.Reconciler) {

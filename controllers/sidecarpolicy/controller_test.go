@@ -234,7 +234,7 @@ func TestADirectoryOfNodesThatIsNotAllowedStalls(t *testing.T) {
 
 func newWorld(t *testing.T) *faults.World {
 	t.Helper()
-	return faults.NewWorld(t, testcluster.New(t))
+	return faults.NewSoleWorld(t, testcluster.New(t))
 }
 
 // settings are those of the webhook and, but for the images that it allows, of the reconciler.

@@ -68,10 +68,6 @@ type Scenario struct {
 // Run runs all faults as subtests. All that acts in the scenario's namespaces must do so through the client of its world.
 func Run(t *testing.T, cluster *testcluster.Cluster, s Scenario) {
 	t.Helper()
-	cluster, err := Remembering(cluster)
-	if err != nil {
-		t.Fatal(err)
-	}
 	want, writes := s.clean(t, cluster)
 	if len(writes) == 0 {
 		t.Fatal("the reconciler wrote nothing at all")
@@ -115,7 +111,7 @@ func Run(t *testing.T, cluster *testcluster.Cluster, s Scenario) {
 // there: whether each was the first of its round.
 func (s Scenario) clean(t *testing.T, cluster *testcluster.Cluster) (end map[string]string, writes []bool) {
 	t.Helper()
-	w := NewWorld(t, cluster)
+	w := NewSoleWorld(t, cluster)
 	count := &crash{}
 	ctx := t.Context()
 	environment := s.Environment
@@ -151,7 +147,7 @@ func (s Scenario) play(
 	t *testing.T, cluster *testcluster.Cluster, faulty func(*World) client.Client, patience int, before ...Step,
 ) map[string]string {
 	t.Helper()
-	w := NewWorld(t, cluster)
+	w := NewSoleWorld(t, cluster)
 	if faulty == nil {
 		faulty = func(w *World) client.Client { return w.Client }
 	}
@@ -308,6 +304,20 @@ func NewWorld(t *testing.T, cluster *testcluster.Cluster) *World {
 		Namespace: cluster.Namespace(t),
 		Clock:     clocktesting.NewFakePassiveClock(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)),
 	}
+}
+
+// NewSoleWorld makes a world where nobody acts but through its client. Its reads cost the API server nothing as long as
+// nothing is written, and are as true as any. A manager writes through a client of its own: tests that run one take
+// [NewWorld].
+func NewSoleWorld(t *testing.T, cluster *testcluster.Cluster) *World {
+	t.Helper()
+	w := NewWorld(t, cluster)
+	c, err := remembering(cluster, w.Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Client = c
+	return w
 }
 
 func isSystem(o client.Object) bool {

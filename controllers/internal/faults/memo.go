@@ -4,14 +4,18 @@ package faults
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"serverless.xyz/outrigger/controllers/internal/testcluster"
 )
@@ -35,9 +39,9 @@ type answer struct {
 	body     []byte
 }
 
-// Remembering returns the cluster with a client that asks nothing twice between two writes. It hears of its own writes
-// only: it is for tests whose controllers write through it too, and not for those that run a manager.
-func Remembering(cluster *testcluster.Cluster) (*testcluster.Cluster, error) {
+// remembering returns a client that asks nothing twice between two writes. It hears of its own writes only. As that of a
+// manager of one namespace, it lists nothing of others: what tests leave behind there would make each slower.
+func remembering(cluster *testcluster.Cluster, namespace string) (client.WithWatch, error) {
 	config := rest.CopyConfig(cluster.Config)
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		return &memo{next: next, known: map[collection]map[string]answer{}, writes: map[collection]int{}}
@@ -48,7 +52,20 @@ func Remembering(cluster *testcluster.Cluster) (*testcluster.Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
-	return &testcluster.Cluster{Config: cluster.Config, Client: c}, nil
+	return interceptor.NewClient(c, interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			kind, err := itemKind(list, c.Scheme())
+			if err != nil {
+				return err
+			}
+			options := (&client.ListOptions{}).ApplyOptions(opts)
+			// An unknown kind is the list's to complain of.
+			if in, err := apiutil.IsGVKNamespaced(kind, c.RESTMapper()); err == nil && in && options.Namespace == "" {
+				opts = append(slices.Clone(opts), client.InNamespace(namespace))
+			}
+			return c.List(ctx, list, opts...)
+		},
+	}), nil
 }
 
 // RoundTrip implements [http.RoundTripper].
