@@ -360,7 +360,7 @@ func TestFromOwnedToAdoptAndBack(t *testing.T) {
 	settle(t, w, r)
 	wantReady(t, w)
 	wantWeights(t, w, "v1=40 v2=60 ")
-	wantShop(t, w, "v1=80 v2=20 ")
+	wantShop(t, w, "v1=100 v2=0 ") // left as a deletion would leave it
 }
 
 // TestAdoptANameWithDots: a dot in the name of a route does not part it from a namespace.

@@ -97,7 +97,7 @@ spec: {hosts: [x.example.com], gateways: [edge]}
 
 // TestNoStepWithoutRequests: while nobody delegates to the route, no time of a step passes.
 func TestNoStepWithoutRequests(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps),
 		edit(`{"spec":{"routing":{"mode":"Delegate"}}}`))
 	settleSteps(t, w, w.Client)

@@ -147,7 +147,7 @@ func TestHeldDriftEndsWithTheSpec(t *testing.T) {
 
 // TestNoStepByForeignWeights: a step is not over by the time that somebody else's weights were left in force.
 func TestNoStepByForeignWeights(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	p := providers[0]
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), rollout(steps),
 		edit(`{"spec":{"routing":{"driftPolicy":{"action":"Hold"}}}}`))

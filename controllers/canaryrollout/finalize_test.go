@@ -135,7 +135,7 @@ func TestDeletionAlwaysEnds(t *testing.T) {
 
 // TestDeletionDoesNotWaitForEver: a webhook that is away for a moment is waited for, one that does not come back is not.
 func TestDeletionDoesNotWaitForEver(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")),
 		percent(10))
 	settle(t, w, newReconciler(w.Client, w))
@@ -236,7 +236,7 @@ func TestForsakenRoute(t *testing.T) {
 		"it is named still, and restored at last": {all(onDelete(v1alpha1.OnDeleteRestore), remove), "v1=88 v2=12 "},
 	} {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(foundAt),
 				applyYAML(strings.NewReplacer("name: shop", "name: market", "shop.", "market.").Replace(shop)),
@@ -253,7 +253,7 @@ func TestForsakenRoute(t *testing.T) {
 // TestKeptRouteIsAdopted: a rollout that adopts the route which an earlier one of its name left behind sets its weights,
 // and the route outlives that rollout, too. One that adopts another route leaves it alone.
 func TestKeptRouteIsAdopted(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	keep := func(r *v1alpha1.CanaryRollout) { r.Spec.Routing.OnDelete = v1alpha1.OnDeleteKeep }
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(keep), percent(30))

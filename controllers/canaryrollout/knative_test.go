@@ -147,7 +147,7 @@ func wantByHost(t *testing.T, w *faults.World, route, rule, want string) {
 // TestKnativeSides: both sides are behind one gateway, and get their shares by their Host headers. What makes them
 // ready is that Knative routes to them and that pods of their revisions are ready.
 func TestKnativeSides(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, rollout(nil), percent(30))
 	for _, step := range []struct {
@@ -188,7 +188,7 @@ func TestKnativeSides(t *testing.T) {
 
 // TestKnativeColdCanaryIsTold: what is asked and not given is never left unsaid.
 func TestKnativeColdCanaryIsTold(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, knativeService("v1", 1), knativeService("v2", 1),
 		changeService("v2", `{"spec":{"predictor":{"minReplicas":0}}}`), rollout(nil), percent(1))
@@ -200,7 +200,7 @@ func TestKnativeColdCanaryIsTold(t *testing.T) {
 // TestKnativeGateway: callers outside the mesh come to Knative's gateway by the rollout's Service, and find its route
 // there; both are those that KServe's own route names.
 func TestKnativeGateway(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, knativeService("v1", 1), knativeService("v2", 1), rollout(nil), percent(30))
 	settle(t, w, r)
@@ -290,7 +290,7 @@ func TestKnativeRefusals(t *testing.T) {
 			mode: "ModelMesh", wantReason: v1alpha1.ReasonUnsupportedDeploymentMode, wantWord: "serving.kserve.io/deploymentMode",
 		},
 	}
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, knativeService("v1", 1), knativeService("v2", 1))
 	for what, tc := range tests {
@@ -344,7 +344,7 @@ func shopByHost(ctx context.Context, w *faults.World) error {
 // TestKnativeAdopt: two weights change and nothing else, and the sides are known by their Host headers even after they
 // have changed places unseen.
 func TestKnativeAdopt(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, knativeService("v1", 1), knativeService("v2", 1), shopByHost, rollout(adopts("shop", "predict")), percent(30))
 	before := virtualService(t, w, "shop")
 	settle(t, w, newReconciler(w.Client, w))
@@ -382,7 +382,7 @@ func TestKnativeAdopt(t *testing.T) {
 }
 
 func TestKnativeDelegate(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, knativeService("v1", 1), knativeService("v2", 1), rollout(func(r *v1alpha1.CanaryRollout) {
 		r.Spec.Routing.Mode = v1alpha1.RoutingDelegate
 	}), percent(30))
@@ -396,7 +396,7 @@ func TestKnativeDelegate(t *testing.T) {
 
 // TestKnativeCanaryThatIsDeleted keeps the route's last word on the side that is gone.
 func TestKnativeCanaryThatIsDeleted(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, knativeService("v1", 1), knativeService("v2", 1), rollout(nil), percent(30))
 	settle(t, w, r)

@@ -163,7 +163,7 @@ func TestAnotherCanaryBeginsWithoutTraffic(t *testing.T) {
 // TestPodsOfTheFormerRevisionProveNothing: a canary that was turned back and is mended in place gets no traffic before its
 // bad pods have gone, although they are ready.
 func TestPodsOfTheFormerRevisionProveNothing(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), templated("v2", "bad"), rollout(steps))
 	settleSteps(t, w, w.Client)
 	do(t, w, say(v1alpha1.AnnotationAbort))

@@ -331,7 +331,7 @@ func newRolloutWorld(t *testing.T) *rolloutWorld {
 	cluster := testcluster.New(t)
 	serveWebhook(t, cluster)
 	w := &rolloutWorld{
-		World: faults.NewSoleWorld(t, cluster), kserve: newActor(), policies: []string{name},
+		World: faults.NewWorld(t, cluster), kserve: newActor(), policies: []string{name},
 		newReconciler: func(w *faults.World) reconcile.Reconciler { return newReconciler(w.Client, w) },
 	}
 	do(t, w.World, withWebhook)
