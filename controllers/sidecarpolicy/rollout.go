@@ -148,11 +148,13 @@ func nextRollout(have, hash string, behind []metav1.ObjectMeta) (value string, a
 	if len(escaped) == 0 {
 		return "", time.Time{}
 	}
-	youngest := slices.MaxFunc(escaped, byAge).CreationTimestamp
-	if seconds, err := strconv.ParseInt(stamp, 10, 64); err == nil {
-		at = time.Unix(seconds, 0).Add(againAfter)
+	next := slices.MaxFunc(escaped, byAge).CreationTimestamp.Unix()
+	if last, err := strconv.ParseInt(stamp, 10, 64); err == nil {
+		at = time.Unix(last, 0).Add(againAfter)
+		// Pods that escaped twice within a second: the value that is there already would replace none.
+		next = max(next, last+1)
 	}
-	return fmt.Sprintf("%s.%d", hash, youngest.Unix()), at
+	return fmt.Sprintf("%s.%d", hash, next), at
 }
 
 // settled reports whether pods that are behind stay although a restart was asked for: revisions of Knative's are kept
