@@ -114,10 +114,19 @@ func (r *Reconciler) Reconcile(ctx context.Context, rollout *v1alpha1.CanaryRoll
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	return r.carryOut(ctx, rollout, seen, p, unrecorded)
+}
+
+// carryOut makes a plan true and tells what came of it. Progress that could not be recorded lets it take traffic from a
+// canary, and nothing else.
+func (r *Reconciler) carryOut(
+	ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed, p plan, unrecorded error,
+) (reconcile.Result, error) {
 	if unrecorded != nil && !lowers(rollout, p) {
 		return status.Result(0, unrecorded)
 	}
-	if err = r.letGo(ctx, rollout, seen, p); err != nil {
+	err := r.letGo(ctx, rollout, seen, p)
+	if err != nil {
 		return status.Result(0, err)
 	}
 	if rollout, err = r.remember(ctx, rollout, keepsakeFor(rollout, p)); err != nil {
