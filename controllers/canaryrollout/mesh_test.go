@@ -181,7 +181,7 @@ func TestTrafficFollows(t *testing.T) {
 		t.Fatalf("%d calls failed before anything was edited: %v", caller.failed, caller.err)
 	}
 
-	wantShares(t, w, caller)
+	wantTraffic(t, w, caller)
 
 	do(t, w, percent(50))
 	caller.await(t, "v2", 50, 9)
@@ -230,8 +230,8 @@ func TestTrafficFollows(t *testing.T) {
 	front.await(t, "v2", 50, 9)
 }
 
-// wantShares edits the canary's share, to end at 0, and measures what it gets of the calls.
-func wantShares(t *testing.T, w *faults.World, caller *meshClient) {
+// wantTraffic edits the canary's share, to end at 0, and measures what it gets of the calls.
+func wantTraffic(t *testing.T, w *faults.World, caller *meshClient) {
 	t.Helper()
 	for _, n := range []int{10, 50, 100, 0} {
 		edited := time.Now()
@@ -418,7 +418,7 @@ func TestTrafficFollowsHTTPRoutes(t *testing.T) {
 	awaitReason(t, w, name, v1alpha1.ReasonWeightsApplied)
 	caller := dialMesh(t, bed.XDSAddress(), w.Namespace, name+"."+w.Namespace+".svc.cluster.local:80")
 	caller.await(t, "v1", 100, 0)
-	wantShares(t, w, caller)
+	wantTraffic(t, w, caller)
 	do(t, w, edit(coloured))
 	red := wantColours(t, w, caller)
 	do(
