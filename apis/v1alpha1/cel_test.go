@@ -594,6 +594,24 @@ var rules = map[string]struct {
 		refused: "{stable: {inferenceService: a, variant: v2}, canary: {inferenceService: a, variant: v2}}",
 		wants:   "or two variants of one",
 	},
+	"Knative shares traffic between revisions of one": {
+		kind:    "CanaryRollout",
+		taken:   revisions + ", routing: {provider: Knative}}",
+		refused: sides + ", routing: {provider: Knative}}",
+		wants:   "name it in stable and in canary, without variants",
+	},
+	"Knative knows nothing but a percentage": {
+		kind:    "CanaryRollout",
+		taken:   revisions + ", routing: {provider: Knative}, canaryPercent: 5}",
+		refused: revisions + ", routing: {provider: Knative}, shadow: {percent: 5}}",
+		wants:   "provider Knative knows nothing but one percentage",
+	},
+	"Knative has no route to describe": {
+		kind:    "CanaryRollout",
+		taken:   revisions + ", routing: {provider: Knative, onDelete: Restore}}",
+		refused: revisions + ", routing: {provider: Knative, hosts: [a.example.com]}}",
+		wants:   "provider Knative writes a field of the InferenceService",
+	},
 	"Adopt needs a reference": {
 		kind:    "CanaryRollout",
 		taken:   sides + ", routing: {mode: Adopt, virtualServiceRef: {name: v, route: r}}}",
@@ -627,7 +645,11 @@ var rules = map[string]struct {
 	},
 }
 
-const sides = "{stable: {inferenceService: a}, canary: {inferenceService: b}"
+const (
+	sides = "{stable: {inferenceService: a}, canary: {inferenceService: b}"
+	// revisions of one InferenceService.
+	revisions = "{stable: {inferenceService: a}, canary: {inferenceService: a}"
+)
 
 // startAPI returns a client of an API server that serves the kinds.
 func startAPI(t *testing.T) client.Client {
