@@ -25,8 +25,8 @@ import (
 
 const (
 	namespace = "demo"
-	// requests are sent to measure a share; at 1,000 of them, three points are more than two standard deviations.
-	requests  = 1000
+	// requests are sent to measure a share; at 4,000 of them, three points are more than three standard deviations.
+	requests  = 4000
 	tolerance = 3
 )
 
