@@ -228,6 +228,25 @@ func TestTrafficFollows(t *testing.T) {
 	do(t, w, edit(`{"spec":{"routing":{"mode":"Delegate"}}}`), percent(50), front)
 	front := dialMesh(t, bed.XDSAddress(), w.Namespace, "front."+w.Namespace+".svc.cluster.local:80")
 	front.await(t, "v2", 50, 9)
+
+	// A canary that a person turns back, and a rollout that is deleted, leave everything to stable and lose no call.
+	do(t, w, usersOwn, edit(`{"spec":{"shadow":null,"canaryPercent":0,"strategy":{"steps":[{"setPercent":50},{"pause":{}}]},
+		"routing":{"mode":"Adopt","virtualServiceRef":{"name":"own","route":"digits"}}}}`))
+	own := dialMesh(t, bed.XDSAddress(), w.Namespace, "own."+w.Namespace+".svc.cluster.local:80")
+	awaitPhase(t, w, v1alpha1.PhasePaused)
+	own.await(t, "v2", 50, 9)
+	do(t, w, say(v1alpha1.AnnotationAbort))
+	aborted := time.Now()
+	own.await(t, "v1", 100, 0)
+	t.Logf("a rollback: traffic follows %s after the word", time.Since(aborted).Round(time.Millisecond))
+	awaitPhase(t, w, v1alpha1.PhaseRolledBack)
+	do(t, w, say(v1alpha1.AnnotationRetry))
+	own.await(t, "v2", 50, 9)
+	do(t, w, remove)
+	own.await(t, "v1", 100, 0)
+	if own.failed > 0 {
+		t.Errorf("%d calls failed on the way back: %v", own.failed, own.err)
+	}
 }
 
 // wantTraffic edits the canary's share, to end at 0, and measures what it gets of the calls.
@@ -348,8 +367,18 @@ func denominator(of typev3.FractionalPercent_DenominatorType) uint32 {
 
 // front makes a Service and a VirtualService of the user's for it, which delegates to the rollout's.
 func front(ctx context.Context, w *faults.World) error {
+	return hostOfTheUsers(ctx, w, "front", `[{name: digits, delegate: {name: digits}}]`)
+}
+
+// usersOwn makes a Service and a VirtualService of the user's for it, which sends everything to v1.
+func usersOwn(ctx context.Context, w *faults.World) error {
+	return hostOfTheUsers(ctx, w, "own", `[{name: digits, route: [
+    {destination: {host: v1-predictor}, weight: 100}, {destination: {host: v2-predictor}, weight: 0}]}]`)
+}
+
+func hostOfTheUsers(ctx context.Context, w *faults.World, name, rules string) error {
 	service := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: "front"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.Namespace, Name: name},
 		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}},
 	}
 	if err := w.Client.Create(ctx, service); err != nil {
@@ -358,10 +387,10 @@ func front(ctx context.Context, w *faults.World) error {
 	return applyYAML(`
 apiVersion: networking.istio.io/v1
 kind: VirtualService
-metadata: {name: front}
+metadata: {name: `+name+`}
 spec:
-  hosts: [front.`+w.Namespace+`.svc.cluster.local]
-  http: [{name: digits, delegate: {name: digits}}]
+  hosts: [`+name+`.`+w.Namespace+`.svc.cluster.local]
+  http: `+rules+`
 `)(ctx, w)
 }
 
