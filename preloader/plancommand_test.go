@@ -119,7 +119,7 @@ func TestPlanCountsWhatIsLeft(t *testing.T) {
 	p := start(t, env, "s3://models/m", dir)
 	eventually(t, "ranges are recorded and three files are done", func() bool {
 		raw, _ := os.ReadFile(filepath.Join(dir, journalName))
-		return recorded(dir) >= 3 && bytes.Count(raw, []byte(`{"done"`)) == 3
+		return recordedOf(dir, "large") >= 3 && bytes.Count(raw, []byte(`{"done"`)) == 3
 	})
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func TestPlanCountsWhatIsLeft(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
 	}
-	if got.Resumed < 2*recordEvery || got.IO == "" || got.Why == "" || got.Disk.Free == nil {
+	if got.Resumed < 3*recordEvery || got.IO == "" || got.Why == "" || got.Disk.Free == nil {
 		t.Errorf("resumed %d bytes, policy %q because %q, disk %+v", got.Resumed, got.IO, got.Why, got.Disk)
 	}
 	if plan.Forecast == nil || plan.Forecast.Seconds <= 0 || plan.Memory.Room == nil {

@@ -4,6 +4,7 @@ package preloader
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,25 @@ func slowly(a asked) fault {
 func recorded(dir string) int {
 	raw, _ := os.ReadFile(filepath.Join(dir, journalName))
 	return bytes.Count(raw, []byte(`{"range"`))
+}
+
+// recordedOf is the like for one file, by its path below dir.
+func recordedOf(dir, path string) int {
+	raw, _ := os.ReadFile(filepath.Join(dir, journalName))
+	ids, count := map[int]string{}, 0
+	for line := range bytes.Lines(raw) {
+		var r journalLine
+		if json.Unmarshal(line, &r) != nil {
+			continue // it is being written
+		}
+		if r.Begun != nil {
+			ids[r.Begun.ID] = r.Begun.Path
+		}
+		if r.Range != nil && ids[r.Range.ID] == path {
+			count++
+		}
+	}
+	return count
 }
 
 func TestPullGoesOnAfterKill(t *testing.T) {
