@@ -10,11 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"syscall"
-
-	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // Command is the command line: arguments without the program's name, the
@@ -23,6 +20,10 @@ type Command struct {
 	Args           []string
 	Getenv         func(string) string
 	Stdout, Stderr io.Writer
+
+	// Environ is the whole environment, as os.Environ returns it: a pull and a plan warn of
+	// settings in it that do not exist. It may be nil.
+	Environ []string
 
 	// flags are settings that were given as flags, by variable.
 	flags map[string]string
@@ -125,9 +126,10 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 		failure.Code = ExitTransient // as KServe's initializer
 		return c.misusedPull(failure)
 	}
+	warnOfStrangers(c.Environ, log)
 	opts.Meter = &Meter{}
 	publishEnd := publish(opts.Metrics, opts.Meter, log)
-	stopFollowing := startFollowing(ctx, opts.Meter, log, bar)
+	stopFollowing := startFollowing(ctx, opts.Meter, log, "Downloading", bar)
 	report, err := pullAndCheck(ctx, opts, pairsOf(args), log)
 	stopFollowing()
 	code := c.end(log, opts, report, err)
@@ -141,9 +143,21 @@ func noPairs(args []string) *ExitError {
 	case len(args) == 0:
 		return usageFailure("a source and a directory are missing")
 	case len(args) == 1 && !strings.ContainsAny(args[0], "/:"):
-		return usageFailure("there is no command %s", args[0])
+		return noCommand(args[0])
 	}
 	return usageFailure("%s has no directory to go to", args[len(args)-1])
+}
+
+// noCommand says that there is no such command, and which one may have been meant.
+func noCommand(word string) *ExitError {
+	var names []string
+	for _, u := range commands {
+		names = append(names, u.name)
+	}
+	if meant := nearest(word, names); meant != "" {
+		return usageFailure("there is no command %s; did you mean %s?", word, meant)
+	}
+	return usageFailure("there is no command %s", word)
 }
 
 // pairsOf pairs an even number of arguments.
@@ -173,6 +187,13 @@ func (c *Command) end(log *slog.Logger, opts Options, report *Report, err error)
 	return ExitOK
 }
 
+// failed says what went wrong in the log, and returns the exit code.
+func (c *Command) failed(log *slog.Logger, err error) ExitCode {
+	f := failureOf(err)
+	log.Error(sentence(f), "reason", f.Reason, "code", int(f.Code))
+	return f.Code
+}
+
 // failureOf words any error, signals included.
 func failureOf(err error) *ExitError {
 	var stopped *StoppedError
@@ -180,70 +201,13 @@ func failureOf(err error) *ExitError {
 		return asFailure(err)
 	}
 	f := &ExitError{
-		Code: ExitTerminated, Reason: "Stopped", Cause: "the pull was " + stopped.Error(),
+		Code: ExitTerminated, Reason: "Stopped", Cause: "the run was " + stopped.Error(),
 		Advice: "The next start goes on where this one stopped.",
 	}
 	if stopped.Signal == syscall.SIGINT {
 		f.Code = ExitInterrupt
 	}
 	return f
-}
-
-// verify reads a fetched tree and reports the first file that is not as the
-// marker says.
-func (c *Command) verify(ctx context.Context, args []string) ExitCode {
-	log := c.logger(c.Getenv("PRELOADER_LOG") == "json")
-	if len(args) != 1 {
-		return c.misused("verify", usageFailure("want one directory, got %d arguments", len(args)))
-	}
-	marker, err := VerifyTree(ctx, args[0])
-	if err == nil && !strings.EqualFold(c.Getenv("PRELOADER_LINT"), "off") {
-		err = lintTree(ctx, args[0], marker, log)
-	}
-	if err != nil {
-		failure := failureOf(err)
-		log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))
-		return failure.Code
-	}
-	log.Info("Every file is as it was fetched", "directory", args[0],
-		"files", len(marker.Files), "bytes", quantity.FormatBytes(marker.Bytes))
-	return ExitOK
-}
-
-// VerifyTree reads every file that the marker of a fetched tree lists and
-// compares its bytes with the check that was noted when it was fetched.
-func VerifyTree(ctx context.Context, dir string) (*Marker, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, &ExitError{Code: ExitNotFound, Reason: "NotFound", Cause: "cannot open " + dir, Err: err}
-	}
-	defer root.Close() //nolint:errcheck // only read
-	marker, err := loadMarker(root)
-	if err != nil {
-		return nil, err
-	}
-	if marker == nil {
-		return nil, &ExitError{
-			Code: ExitNotFound, Reason: "Incomplete", Cause: dir + " holds no complete model (" + markerName + " is missing)",
-			Advice: "Run preloader pull first.",
-		}
-	}
-	s := &store{dir: dir, root: root}
-	buf := make([]byte, bufferSize)
-	for i := range marker.Files {
-		r := &marker.Files[i]
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if !s.matches(r, buf) {
-			return nil, &ExitError{
-				Code: ExitIntegrity, Reason: "FileChanged",
-				Cause:  "file " + strconv.Quote(r.Path) + " in " + dir + " does not hold what was fetched",
-				Advice: "Remove the file and pull again.",
-			}
-		}
-	}
-	return marker, nil
 }
 
 // Version returns the version that the build was given, or that of the module.

@@ -76,7 +76,7 @@ func asFailure(err error) *ExitError {
 			Advice: "Raise PRELOADER_DEADLINE, or give the container more CPU or network.", Err: err,
 		}
 	}
-	return &ExitError{Code: ExitTransient, Reason: "Failed", Cause: "the pull failed", Err: err}
+	return &ExitError{Code: ExitTransient, Reason: "Failed", Cause: "the run failed", Err: err}
 }
 
 func usageFailure(format string, args ...any) *ExitError {

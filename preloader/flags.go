@@ -4,6 +4,9 @@ package preloader
 
 import (
 	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -109,8 +112,8 @@ func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]st
 		name, value, hasValue := strings.Cut(text, "=")
 		known, isSetting := settingOf(name)
 		isOwn := slices.ContainsFunc(usageOf(verb).flags, func(s setting) bool { return s.flag == name })
-		if !isSetting && !isOwn {
-			return c, nil, nil, usageFailure("preloader %s has no flag --%s", verb, name)
+		if !isOwn && (!isSetting || !usageOf(verb).takes(name)) {
+			return c, nil, nil, noFlag(verb, name)
 		}
 		if !hasValue {
 			if len(args) == 0 || strings.HasPrefix(args[0], "--") {
@@ -132,6 +135,115 @@ func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]st
 		return below(name)
 	}
 	return &with, own, rest, nil
+}
+
+// takes reports whether a setting means something to the command.
+func (c usage) takes(name string) bool { return !c.local || slices.Contains(c.also, name) }
+
+// noFlag says that a command has no such flag, and which one may have been meant.
+func noFlag(verb, name string) error {
+	var names []string
+	for _, s := range usageOf(verb).flags {
+		names = append(names, s.flag)
+	}
+	for _, t := range topics {
+		for _, s := range t.settings {
+			if usageOf(verb).takes(s.flag) {
+				names = append(names, s.flag)
+			}
+		}
+	}
+	text := fmt.Sprintf("preloader %s has no flag --%s", verb, name)
+	if meant := nearest(name, names); meant != "" {
+		text += "; did you mean --" + meant + "?"
+	}
+	return usageFailure("%s", text)
+}
+
+// nearest returns the name that a word was most likely meant to be: one that it begins, or
+// is at most two letters away from; nothing if none is.
+func nearest(word string, names []string) string {
+	const typo = 2
+	best, least := "", typo+1
+	for _, name := range names {
+		away := editDistance(word, name)
+		if strings.HasPrefix(name, word) || strings.HasPrefix(word, name) {
+			away = min(away, typo)
+		}
+		if away < least && away < len(name) {
+			best, least = name, away
+		}
+	}
+	return best
+}
+
+// editDistance counts the letters to insert, remove or replace.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		corner := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			corner, row[j+1] = row[j+1], min(corner+cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// strangers returns variables of this program's prefix that it does not know, with what
+// each was most likely meant to be. Kubernetes itself sets some for a Service of that name.
+func strangers(environ []string) map[string]string {
+	known := map[string]bool{}
+	var names []string
+	for _, t := range topics {
+		for _, s := range t.settings {
+			known[s.variable()] = true
+			names = append(names, s.variable())
+		}
+	}
+	found := map[string]string{}
+	for _, e := range environ {
+		name, value, _ := strings.Cut(e, "=")
+		switch {
+		case !strings.HasPrefix(name, "PRELOADER_") || known[name] || value == "":
+		case strings.HasPrefix(name, "PRELOADER_GPU_"): // the GPU program's own
+		case strings.HasPrefix(name, "PRELOADER_SERVICE_"), strings.HasPrefix(name, "PRELOADER_PORT"):
+		default:
+			found[name] = nearest(name, names)
+		}
+	}
+	return found
+}
+
+// warnOfStrangers says which variables mean nothing to this program.
+func warnOfStrangers(environ []string, log *slog.Logger) {
+	unknown := strangers(environ)
+	for _, name := range slices.Sorted(maps.Keys(unknown)) {
+		text := "The environment variable " + name + " is no setting and is ignored"
+		if unknown[name] != "" {
+			text += "; did you mean " + unknown[name] + "?"
+		}
+		log.Warn(text)
+	}
+}
+
+// logFormat tells JSON lines from plain ones, for commands that read no other setting.
+func (c *Command) logFormat() (inJSON bool, err error) {
+	switch word := strings.ToLower(strings.TrimSpace(c.Getenv("PRELOADER_LOG"))); word {
+	case "", "kserve":
+		return false, nil
+	case "json":
+		return true, nil
+	default:
+		return false, usageFailure("the log's format is %q, want kserve or json", word)
+	}
 }
 
 // options reads the settings, and names a wrong one as it was given.

@@ -17,6 +17,10 @@ type usage struct {
 	// flags are those that no other command knows, and topics the settings that matter.
 	flags  []setting
 	topics []string
+	// also are single settings that matter beside those.
+	also []string
+	// local commands ask nothing of a store: they take no setting that they do not tell of.
+	local bool
 }
 
 const pairArgs = "SOURCE DIRECTORY [SOURCE DIRECTORY ...]"
@@ -38,17 +42,22 @@ linked. A model that is a single tar or zip is unpacked. Run it again and it goe
 		examples: []string{"preloader plan s3://models/llama /mnt/models"},
 		flags:    []setting{{"output", "text|json", "json prints every figure and every object"}},
 		topics:   []string{"fetching", "the node's cache", "compiled kernels"},
+		also:     []string{"log"},
 	},
 	{
-		name: "verify", args: "DIRECTORY", what: "read a fetched tree and compare every byte",
+		name: "verify", args: "DIRECTORY [...]", what: "read fetched trees and compare every byte",
+		about: `It needs no network: pull noted the check of every file in .preloader.json. Files that differ, or are
+missing, are named; headers of safetensors files are checked too. Exit code 65 if anything is wrong.`,
 		examples: []string{"preloader verify /mnt/models"},
-		topics:   []string{"telling"},
+		also:     []string{"lint", "log"},
+		local:    true,
 	},
 	{
 		name: "warm", args: "DIRECTORY [...]", what: "bring files into the page cache, as far as memory has room",
 		examples: []string{"preloader warm --limit=40Gi /mnt/models"},
 		flags:    []setting{{"limit", "SIZE", "bring no more than so much"}},
-		topics:   []string{"telling"},
+		also:     []string{"log"},
+		local:    true,
 	},
 	{
 		name: "publish-cache", args: "[NAME=PATH|DIRECTORY ...]", what: "put what engines have compiled where pulls find it",
@@ -68,7 +77,7 @@ linked. A model that is a single tar or zip is unpacked. Run it again and it goe
 		about: "Its flags are told by preloader-gpu help.",
 	},
 	{
-		name: "load", args: "[FLAGS] PATH [...]", what: "load safetensors into GPU memory to prove them; the same",
+		name: "load", args: "[FLAGS] PATH [...]", what: "load safetensors into GPU memory to prove them; in that image only",
 		about: "Its flags are told by preloader-gpu help.",
 	},
 	{name: "version", what: "print the version"},
@@ -135,9 +144,15 @@ func (c usage) explain() string {
 			b.WriteString("  " + e + "\n")
 		}
 	}
-	if len(c.flags) > 0 {
+	own := slices.Clone(c.flags)
+	for _, name := range c.also {
+		if s, ok := settingOf(name); ok {
+			own = append(own, s)
+		}
+	}
+	if len(own) > 0 {
 		b.WriteString("\nFlags:\n")
-		for _, s := range c.flags {
+		for _, s := range own {
 			s.describe(&b)
 		}
 	}
@@ -146,7 +161,7 @@ func (c usage) explain() string {
 			t.describe(&b)
 		}
 	}
-	if len(c.topics) > 0 {
+	if len(c.topics) > 0 || len(c.also) > 0 {
 		b.WriteString("\nEach of these may also be set in the environment: --verify=off is PRELOADER_VERIFY=off.\n")
 	}
 	return b.String()
@@ -192,7 +207,7 @@ func (c *Command) help(args []string) ExitCode {
 		case about.name != "":
 			text = about.explain()
 		default:
-			return c.misused("help", usageFailure("there is no command %s", args[0]))
+			return c.misused("help", noCommand(args[0]))
 		}
 	}
 	fmt.Fprint(c.Stdout, text)

@@ -3,6 +3,7 @@
 package preloader
 
 import (
+	"bytes"
 	"os"
 	"strings"
 	"testing"
@@ -19,6 +20,11 @@ func TestHelpTellsWhatThereIs(t *testing.T) {
 		}
 	}
 	for _, u := range commands {
+		for _, name := range u.also {
+			if _, known := settingOf(name); !known {
+				t.Errorf("help %s tells of --%s, which is no setting", u.name, name)
+			}
+		}
 		if !strings.Contains(all.log, "\n  "+u.name+" ") {
 			t.Errorf("help does not tell of %s", u.name)
 		}
@@ -82,9 +88,20 @@ func TestFlagsAsPeopleTypeThem(t *testing.T) {
 		wantCode ExitCode
 		wantText string
 	}{
-		"a value behind a space":         {args: []string{"--verify", "auto", "s3://models/m", "DIR"}},
-		"another flag where a value is":  {args: []string{"--verify", "--lint=on"}, wantCode: ExitUsage, wantText: "--verify needs a value"},
-		"a wrong value, by its flag":     {args: []string{"--conns=0", "s3://models/m", "DIR"}, wantCode: ExitUsage, wantText: "flag --conns:"},
+		"a value behind a space":        {args: []string{"--verify", "auto", "s3://models/m", "DIR"}},
+		"another flag where a value is": {args: []string{"--verify", "--lint=on"}, wantCode: ExitUsage, wantText: "--verify needs a value"},
+		"a wrong value, by its flag":    {args: []string{"--conns=0", "s3://models/m", "DIR"}, wantCode: ExitUsage, wantText: "flag --conns:"},
+		"a misspelt flag": {
+			args: []string{"--con=4", "s3://models/m", "DIR"}, wantCode: ExitUsage, wantText: "has no flag --con; did you mean --conns?",
+		},
+		"a flag like no other": {
+			args: []string{"pull", "--xyzzy=1", "s3://models/m", "DIR"}, wantCode: ExitUsage, wantText: "has no flag --xyzzy. ",
+		},
+		"a flag of another command": {
+			args: []string{"verify", "--metrics=/m.prom", "DIR"}, wantCode: ExitUsage, wantText: "preloader verify has no flag --metrics",
+		},
+		"an unknown format of the log":   {args: []string{"warm", "--log=xml", "DIR"}, wantCode: ExitUsage, wantText: "want kserve or json"},
+		"a misspelt command":             {args: []string{"verfiy"}, wantCode: ExitTransient, wantText: "did you mean verify?"},
 		"a word that is no command":      {args: []string{"fetch"}, wantCode: ExitTransient, wantText: "there is no command fetch"},
 		"no directory":                   {args: []string{"s3://models/m"}, wantCode: ExitTransient, wantText: "has no directory to go to"},
 		"a path that does not exist":     {args: []string{"/nowhere", "DIR"}, wantCode: ExitNotFound, wantText: "local path /nowhere"},
@@ -101,6 +118,52 @@ func TestFlagsAsPeopleTypeThem(t *testing.T) {
 			out := run(t, serverSettings(s), args...)
 			if out.code != tc.wantCode || !strings.Contains(out.log, tc.wantText) {
 				t.Errorf("exit code %d, want %d with %q; log:\n%s", out.code, tc.wantCode, tc.wantText, out.log)
+			}
+		})
+	}
+}
+
+func TestUnknownVariablesAreNamed(t *testing.T) {
+	s := newFaultServer(t)
+	s.put("m/model", noise(1, 100))
+	for k, v := range with(serverSettings(s), settings{"PRELOADER_TERMINATION_LOG": os.DevNull}) {
+		t.Setenv(k, v)
+	}
+	for name, tc := range map[string]struct {
+		environ []string
+		want    string // empty: no warning
+	}{
+		"a misspelt setting":            {[]string{"PRELOADER_VERFY=require"}, "did you mean PRELOADER_VERIFY?"},
+		"a setting of no such name":     {[]string{"PRELOADER_COLOUR=blue"}, "PRELOADER_COLOUR is no setting and is ignored\n"},
+		"settings":                      {[]string{"PRELOADER_VERIFY=auto", "PRELOADER_JIT_CACHE_DIR=/x", "PATH=/bin"}, ""},
+		"one without a value":           {[]string{"PRELOADER_COLOUR="}, ""},
+		"the GPU program's":             {[]string{"PRELOADER_GPU_READ_BACK=all"}, ""},
+		"those of a Service named that": {[]string{"PRELOADER_SERVICE_HOST=10.0.0.1", "PRELOADER_PORT_80_TCP=x", "PRELOADER_PORT=x"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, verb := range []string{"pull", "plan"} {
+				var out, log bytes.Buffer
+				command := Command{
+					Args: []string{
+						verb,
+						"s3://models/m",
+						t.TempDir(),
+					},
+					Getenv:  os.Getenv,
+					Environ: tc.environ,
+					Stdout:  &out,
+					Stderr:  &log,
+				}
+				if code := command.Run(t.Context()); code != ExitOK {
+					t.Fatalf("exit code %d:\n%s", code, &log)
+				}
+				if warned := strings.Contains(
+					log.String(),
+					"is no setting",
+				); warned != (tc.want != "") ||
+					!strings.Contains(log.String(), tc.want) {
+					t.Errorf("%s: log does not hold %q:\n%s", verb, tc.want, &log)
+				}
 			}
 		})
 	}

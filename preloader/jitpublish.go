@@ -346,6 +346,10 @@ func (c *Command) publishCache(ctx context.Context, flags map[string]string, arg
 	case err != nil:
 	case idleErr != nil:
 		err = usageFailure("flag --when-idle: %v", idleErr)
+	case opts.JIT.URI == "":
+		err = configFailure("Set it to a folder in S3, such as s3://bucket/jit.", "PRELOADER_JIT_CACHE_URI is not set")
+	case flags["replace"] != "" && !isTrue(flags["replace"]) && !isFalse(flags["replace"]):
+		err = usageFailure("flag --replace is %q, want true or false", flags["replace"])
 	case idle > 0:
 		done, err = c.publishWhenIdle(ctx, opts, flags, args, idle, log)
 	default:
@@ -409,13 +413,6 @@ func (c *Command) publishWhenIdle(
 func (c *Command) publishTrees(
 	ctx context.Context, opts Options, flags map[string]string, args []string, log *slog.Logger,
 ) (*Publication, error) {
-	replace := flags["replace"]
-	if replace != "" && !isTrue(replace) && !isFalse(replace) {
-		return nil, usageFailure("flag --replace is %q, want true or false", replace)
-	}
-	if opts.JIT.URI == "" {
-		return nil, configFailure("Set it to a folder in S3, such as s3://bucket/jit.", "PRELOADER_JIT_CACHE_URI is not set")
-	}
 	trees, err := jitcache.FindTrees(args, opts.JIT.Dir, c.Getenv)
 	if err != nil {
 		return nil, &ExitError{
@@ -429,5 +426,5 @@ func (c *Command) publishTrees(
 			Advice: "Name folders as NAME=PATH, or one folder that holds them.",
 		}
 	}
-	return PublishCache(ctx, opts, trees, isTrue(replace), log)
+	return PublishCache(ctx, opts, trees, isTrue(flags["replace"]), log)
 }

@@ -235,6 +235,13 @@ func TestPublishSaysWhatIsWrong(t *testing.T) {
 			reason: "Empty",
 			text:   "no file to publish",
 		},
+		"nowhere to publish to, though it was to wait": {
+			env:    settings{"PRELOADER_JIT_CACHE_URI": ""},
+			args:   []string{"--when-idle=1h"},
+			want:   ExitConfig,
+			reason: "Configuration",
+			text:   "PRELOADER_JIT_CACHE_URI is not set",
+		},
 		"an unknown flag":  {args: []string{"--force=true"}, want: ExitUsage},
 		"a flag half said": {args: []string{"--replace=perhaps"}, want: ExitUsage, reason: "Usage", text: "want true or false"},
 		"no right to write": {

@@ -404,6 +404,7 @@ func (c *Command) plan(ctx context.Context, flags map[string]string, args []stri
 	log := c.logger(opts.JSONLogs)
 	plan := &Plan{}
 	if err == nil {
+		warnOfStrangers(c.Environ, log)
 		plan, err = MakePlan(ctx, opts, pairsOf(args), log)
 	}
 	if ctx.Err() == nil && (err == nil || plan.Failure != nil) {
@@ -414,9 +415,7 @@ func (c *Command) plan(ctx context.Context, flags map[string]string, args []stri
 	if err == nil {
 		return ExitOK
 	}
-	failure := failureOf(err)
-	log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))
-	return failure.Code
+	return c.failed(log, err)
 }
 
 func (c *Command) printPlan(plan *Plan, output string) error {

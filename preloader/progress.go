@@ -24,11 +24,11 @@ const (
 	drawEvery = 200 * time.Millisecond
 )
 
-// startFollowing follows a run until it is told to stop.
-func startFollowing(ctx context.Context, m *Meter, log *slog.Logger, s *screen) (stop func()) {
+// startFollowing follows a run, which does what a word says, until it is told to stop.
+func startFollowing(ctx context.Context, m *Meter, log *slog.Logger, doing string, s *screen) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
-	group.Go(func() { follow(ctx, m, log, s) })
+	group.Go(func() { follow(ctx, m, log, doing, s) })
 	return func() {
 		cancel()
 		group.Wait()
@@ -37,7 +37,7 @@ func startFollowing(ctx context.Context, m *Meter, log *slog.Logger, s *screen) 
 
 // follow says where a run stands until the context ends: by a bar on a terminal,
 // elsewhere by a line every few seconds while bytes are moving.
-func follow(ctx context.Context, m *Meter, log *slog.Logger, s *screen) {
+func follow(ctx context.Context, m *Meter, log *slog.Logger, doing string, s *screen) {
 	every := lineEvery
 	if s != nil {
 		every = drawEvery
@@ -61,7 +61,7 @@ func follow(ctx context.Context, m *Meter, log *slog.Logger, s *screen) {
 			case s != nil:
 				s.show(status.bar(rate, s.width()))
 			default:
-				log.Info("Downloading", status.attrs(rate)...)
+				log.Info(doing, status.attrs(rate)...)
 			}
 		}
 	}

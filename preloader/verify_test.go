@@ -4,6 +4,7 @@ package preloader
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"serverless.xyz/outrigger/preloader/crc"
@@ -207,20 +209,61 @@ func TestEtagMD5(t *testing.T) {
 	}
 }
 
-func TestVerifyTreeReadsTheWholeFile(t *testing.T) {
+// TestVerifyNamesWhatDiffers damages a tree in several ways at once.
+func TestVerifyNamesWhatDiffers(t *testing.T) {
 	s := newFaultServer(t)
-	s.put("m/model", noise(1, 100))
-	dir := t.TempDir()
-	wantCode(t, run(t, serverSettings(s), "s3://models/m", dir), ExitOK, "Completed")
-	f, err := os.OpenFile(filepath.Join(dir, "model"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
+	names := []string{"changed", "cut", "gone", "linked", "longer", "sound", "wrong/a", "wrong/b"}
+	for i, name := range names {
+		s.put("m/"+name, noise(uint64(i), 100+i*2*mebibyte))
 	}
-	if _, err := f.WriteString("more"); err != nil {
-		t.Fatal(err)
+	dir, other := t.TempDir(), t.TempDir()
+	for _, d := range []string{dir, other} {
+		wantCode(t, run(t, serverSettings(s), "s3://models/m", d), ExitOK, "Completed")
 	}
-	_ = f.Close()
-	if _, err := VerifyTree(t.Context(), dir); err == nil {
-		t.Error("a file with bytes after its end passes")
+	wantCode(t, run(t, nil, "verify", dir, other), ExitOK, "")
+	at := func(name string) string { return filepath.Join(dir, name) }
+	write := func(name string, off int64, text string) {
+		f, err := os.OpenFile(at(name), os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteAt([]byte(text), off)
+			err = cmp.Or(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("changed", 50, "another")
+	write("longer", 9<<20, "more")
+	write("wrong/a", 0, "another")
+	write("wrong/b", 0, "another")
+	for _, err := range []error{
+		os.Truncate(at("cut"), 99), os.Remove(at("gone")), os.Remove(at("linked")), os.Symlink(filepath.Join(other, "linked"), at("linked")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := run(t, nil, "verify", other, dir)
+	if out.code != ExitIntegrity {
+		t.Errorf("exit code %d, want %d", out.code, ExitIntegrity)
+	}
+	for _, want := range []string{
+		"Every file in " + other, "7 of 8 files in " + dir, `"changed" holds other bytes`, `"cut" has 99 bytes in place of 2097252`,
+		`"gone" is missing`, `"linked" is a link`, `"longer" has`, "and 2 more", "reason=FileChanged",
+	} {
+		if !strings.Contains(out.log, want) {
+			t.Errorf("the log lacks %q:\n%s", want, out.log)
+		}
+	}
+	if strings.Contains(out.log, `"sound"`) {
+		t.Errorf("the log names a file that is sound:\n%s", out.log)
+	}
+	for _, tc := range []struct {
+		dir    string
+		reason string
+	}{{filepath.Join(dir, "nowhere"), "NotFound"}, {t.TempDir(), "Incomplete"}} {
+		if out := run(t, nil, "verify", tc.dir); out.code != ExitNotFound || !strings.Contains(out.log, "reason="+tc.reason) {
+			t.Errorf("exit code %d, want %d with %s:\n%s", out.code, ExitNotFound, tc.reason, out.log)
+		}
 	}
 }

@@ -229,27 +229,26 @@ func (w *Warmth) String() string {
 
 // warm brings trees into the page cache.
 func (c *Command) warm(ctx context.Context, flags map[string]string, args []string) ExitCode {
-	inJSON := c.Getenv("PRELOADER_LOG") == "json"
-	var bar *screen
-	if !inJSON {
-		c, bar = c.onScreen()
-	}
-	log := c.logger(inJSON)
+	inJSON, formatErr := c.logFormat()
 	most, err := quantity.ParseBytes(firstOf(flags["limit"], "0"))
 	switch {
+	case formatErr != nil:
+		return c.misused("warm", formatErr)
 	case err != nil:
 		return c.misused("warm", usageFailure("flag --limit: %v", err))
 	case len(args) == 0:
 		return c.misused("warm", usageFailure("a directory is missing"))
 	}
-	m := &Meter{}
-	stop := startFollowing(ctx, m, log, bar)
+	var bar *screen
+	if !inJSON {
+		c, bar = c.onScreen()
+	}
+	log, m := c.logger(inJSON), &Meter{}
+	stop := startFollowing(ctx, m, log, "Warming", bar)
 	w, err := Warm(ctx, args, most, m)
 	stop()
 	if err != nil {
-		failure := failureOf(err)
-		log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))
-		return failure.Code
+		return c.failed(log, err)
 	}
 	w.log(log)
 	return ExitOK

@@ -25,6 +25,8 @@ func main() {
 	debug.SetGCPercent(50)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	command := preloader.Command{Args: os.Args[1:], Getenv: os.Getenv, Stdout: os.Stdout, Stderr: os.Stderr}
+	command := preloader.Command{
+		Args: os.Args[1:], Getenv: os.Getenv, Environ: os.Environ(), Stdout: os.Stdout, Stderr: os.Stderr,
+	}
 	os.Exit(int(command.RunUntil(context.Background(), signals)))
 }
