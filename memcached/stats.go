@@ -83,6 +83,22 @@ func ReadStats(ctx context.Context, addr string) (Stats, error) {
 	return s, nil
 }
 
+// Empty has the server at addr ("host:port") forget all its items, over a connection of its own. It gives up when the
+// context ends and after 5 seconds at the latest.
+func Empty(ctx context.Context, addr string) error {
+	err := scrape(ctx, addr, "flush_all\r\n", func(r *bufio.Reader) error {
+		line, err := readLine(r)
+		if err == nil && string(line) != lineOK {
+			err = unexpectedLine(line)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("emptying %s: %w", addr, err)
+	}
+	return nil
+}
+
 // scrape sends the commands over a new connection and has read take the answer.
 func scrape(ctx context.Context, addr, commands string, read func(*bufio.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)

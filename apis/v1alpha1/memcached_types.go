@@ -50,7 +50,7 @@ type MemcachedSpec struct {
 
 // MemcachedInstance sets what one memcached process may use.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.memory) || !has(self.maxItemSize) || quantity(string(self.maxItemSize)).compareTo(quantity(string(self.memory))) < 0",message="maxItemSize must be smaller than memory"
+// +kubebuilder:validation:XValidation:rule="!has(self.memory) || !has(self.maxItemSize) || quantity(string(self.maxItemSize)).add(quantity(string(self.maxItemSize))).compareTo(quantity(string(self.memory))) <= 0",message="maxItemSize must be at most half of memory, or memcached does not start"
 type MemcachedInstance struct {
 	// memory is what one instance may use for items, 16Mi to 1Ti, a whole number of Mi. The pod's memory limit is
 	// this plus what connections and the hash table take.
@@ -73,10 +73,12 @@ type MemcachedInstance struct {
 	// +kubebuilder:validation:Maximum=65536
 	MaxConnections int32 `json:"maxConnections,omitempty"`
 
-	// maxItemSize is the largest item that one instance stores, 1Ki to 512Mi, key and overhead included.
+	// maxItemSize is the largest item that one instance stores, key and overhead included: 512Ki to 512Mi, a whole multiple
+	// of 512Ki, and at most half of memory. memcached does not start with any other.
 	// +optional
 	// +kubebuilder:default="1Mi"
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('1Ki')) >= 0 && quantity(string(self)).compareTo(quantity('512Mi')) <= 0",message="maxItemSize must be between 1Ki and 512Mi"
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('512Ki')) >= 0 && quantity(string(self)).compareTo(quantity('512Mi')) <= 0",message="maxItemSize must be between 512Ki and 512Mi"
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isInteger() && quantity(string(self)).asInteger() % 524288 == 0",message="maxItemSize must be a whole multiple of 512Ki, or memcached does not start"
 	MaxItemSize resource.Quantity `json:"maxItemSize,omitempty"`
 }
 

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,10 +54,14 @@ type Reconciler struct {
 	reporter *status.Reporter
 	image    string
 	stats    StatsReader
+	empty    Emptier
 }
 
 // StatsReader reads the statistics of the memcached server at host:port.
 type StatsReader func(ctx context.Context, address string) (mc.Stats, error)
+
+// Emptier has the memcached at an address forget all its items.
+type Emptier func(ctx context.Context, address string) error
 
 // New returns a Reconciler that runs image where a Memcached names none, and asks instances by stats. It reads through c,
 // which may be a cache of Outrigger's objects, and through live, which must not be one, where c finds nothing.
@@ -72,7 +77,14 @@ func New(
 		reporter: status.NewReporter(c, recorder, fieldManager),
 		image:    image,
 		stats:    stats,
+		empty:    mc.Empty,
 	}
+}
+
+// WithEmptier has the Reconciler empty instances in another way, and returns it.
+func (r *Reconciler) WithEmptier(empty Emptier) *Reconciler {
+	r.empty = empty
+	return r
 }
 
 // +kubebuilder:rbac:groups=outrigger.serverless.xyz,resources=memcacheds,verbs=get;list;watch
@@ -91,6 +103,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, m *v1alpha1.Memcached) (reco
 	}
 	now := r.clock.Now()
 	p := planFor(m, seen, now)
+	if seen.full = r.emptyAll(ctx, p, seen); len(seen.full) > 0 {
+		p = planFor(m, seen, now)
+	}
 	err = r.apply(ctx, m, p)
 	return status.Result(p.wake(now), errors.Join(err, r.report(ctx, m, seen, p, err)))
 }
@@ -140,6 +155,9 @@ func (r *Reconciler) observeRing(ctx context.Context, m *v1alpha1.Memcached) (*p
 	if at, err := time.Parse(time.RFC3339Nano, cm.Annotations[v1alpha1.AnnotationChangedAt]); err == nil {
 		ring.changedAt = at
 	}
+	if former := cm.Annotations[v1alpha1.AnnotationFormerServers]; former != "" {
+		ring.former = strings.Split(former, ",")
+	}
 	return ring, nil
 }
 
@@ -181,6 +199,20 @@ func (r *Reconciler) apply(ctx context.Context, m *v1alpha1.Memcached, p plan) e
 		}
 	}
 	return nil
+}
+
+// emptyAll empties the instances that come back into the ring, and returns those that it could not: nobody may read what
+// they were told when they were in it last, since it may have been changed elsewhere since.
+func (r *Reconciler) emptyAll(ctx context.Context, p plan, seen observed) map[int32]bool {
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	full := map[int32]bool{}
+	for _, ordinal := range p.toEmpty {
+		if r.empty(ctx, dialAddress(seen.instances[ordinal].ip)) != nil {
+			full[ordinal] = true
+		}
+	}
+	return full
 }
 
 func (r *Reconciler) report(ctx context.Context, m *v1alpha1.Memcached, seen observed, p plan, err error) error {

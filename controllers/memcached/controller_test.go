@@ -50,7 +50,8 @@ func TestFaults(t *testing.T) {
 		Forget: func(text string) string {
 			// How often the ring changed on the way there, and what the conditions said of times.
 			text = regexp.MustCompile(`\\?"epoch\\?": \d+`).ReplaceAllString(text, `"epoch": N`)
-			return text
+			// Which standby instances were in the ring before.
+			return regexp.MustCompile(`("outrigger.serverless.xyz/former-servers": )"[^"]*"`).ReplaceAllString(text, `$1"F"`)
 		},
 	})
 }

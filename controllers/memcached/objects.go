@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -88,7 +89,10 @@ func ringConfigMap(m *v1alpha1.Memcached, ring publishedRing) (*corev1ac.ConfigM
 	return corev1ac.ConfigMap(v1alpha1.RingConfigMapName(m.Name), m.Namespace).
 		WithResourceVersion(version).
 		WithLabels(labelsOf(m)).
-		WithAnnotations(map[string]string{v1alpha1.AnnotationChangedAt: ring.changedAt.UTC().Format(time.RFC3339Nano)}).
+		WithAnnotations(map[string]string{
+			v1alpha1.AnnotationChangedAt:     ring.changedAt.UTC().Format(time.RFC3339Nano),
+			v1alpha1.AnnotationFormerServers: strings.Join(ring.former, ","),
+		}).
 		WithData(map[string]string{v1alpha1.RingConfigMapKey: string(document)}), nil
 }
 

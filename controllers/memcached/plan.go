@@ -4,6 +4,8 @@ package memcached
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,6 +33,8 @@ type observed struct {
 	instances map[int32]instance
 	// stats are the statistics of the instances that answered, by ordinal.
 	stats map[int32]mc.Stats
+	// full are the instances, by ordinal, that hold keys of an earlier ring and could not be emptied.
+	full map[int32]bool
 }
 
 // publishedRing is the ring that clients use now.
@@ -39,6 +43,8 @@ type publishedRing struct {
 	document mc.Document
 	// changedAt is when the set of its servers last changed.
 	changedAt time.Time
+	// former are the addresses of servers that have left the ring and may still hold what they held.
+	former []string
 	// resourceVersion is that of the ConfigMap.
 	resourceVersion string
 }
@@ -83,11 +89,37 @@ func ordinalOf(m *v1alpha1.Memcached, name string) (int32, bool) {
 	return int32(n), err == nil && n >= 0
 }
 
+// maxInstances is how many instances a spec may ask for, size and coldStartBuffer together.
+const maxInstances = 200
+
+// members returns the ordinals of the instances in the ring, in their order. What no instance can be named is left out.
+func (r *publishedRing) members(m *v1alpha1.Memcached) []int32 {
+	if r == nil {
+		return nil
+	}
+	var members []int32
+	for _, server := range r.document.Servers {
+		name, _, _ := strings.Cut(server.Name, ".")
+		ordinal, ok := ordinalOf(m, name)
+		if ok && ordinal < maxInstances && serverName(m, ordinal) == server.Name {
+			members = append(members, ordinal)
+		}
+	}
+	slices.Sort(members)
+	return members
+}
+
 // plan is what to make true.
 type plan struct {
 	// ring is the ring to be published, which may be the published one.
 	ring publishedRing
-	// size is the number of instances in ring: those with ordinals below it.
+	// members are the ordinals of the instances in ring, in their order.
+	members []int32
+	// toEmpty are those among them that hold keys of an earlier ring: they are emptied before the ring is published.
+	toEmpty []int32
+	// full are the names of instances that are ready and not members because they could not be emptied.
+	full []string
+	// size is the number of members.
 	size int32
 	// replicas is the number of instances to run, standby instances included.
 	replicas int32
@@ -97,36 +129,43 @@ type plan struct {
 	ready, standby int32
 }
 
+// skipAfter is how long an instance that is not ready keeps those behind it from the ring, counted from the last change of
+// the ring. Most are only slower than the others, and a ring without gaps needs no instance beyond its size.
+const skipAfter = 30 * time.Second
+
 // planFor decides the ring and the number of instances.
 //
-// Instances are promoted into the ring in order of their ordinals, and only when they are ready; once in, an instance
-// keeps its slot whether ready or not, so that the keys of the others stay where they are. The ring shrinks only when
-// the scaling window has passed since it last changed.
+// Instances are promoted into the ring in order of their ordinals, and only when they are ready; one that does not become
+// ready is passed over for a standby instance behind it. Once in, an instance keeps its slot whether ready or not, so that
+// the keys of the others stay where they are. The ring shrinks only when the scaling window has passed since it last
+// changed, and loses the highest ordinals then.
 func planFor(m *v1alpha1.Memcached, seen observed, now time.Time) plan {
-	var before int32
+	p := plan{members: seen.ring.members(m)}
 	var changedAt time.Time
 	if seen.ring != nil {
-		before, changedAt = int32(len(seen.ring.document.Servers)), seen.ring.changedAt //nolint:gosec // at most 100.
+		changedAt = seen.ring.changedAt
 	}
-	p := plan{size: before}
+	before := int32(len(p.members)) //nolint:gosec // at most maxInstances.
 	switch {
 	case m.Spec.Size > before:
-		for p.size < m.Spec.Size && seen.instances[p.size].ready {
-			p.size++
-		}
+		p.promote(m, seen, !changedAt.IsZero() && now.Sub(changedAt) >= skipAfter)
 	case m.Spec.Size < before:
 		if at := changedAt.Add(scalingWindow(m)); at.After(now) {
 			p.scaleInAt = at
 		} else {
-			p.size = m.Spec.Size
+			p.members = p.members[:m.Spec.Size]
 		}
 	}
+	p.size = int32(len(p.members)) //nolint:gosec // the same.
 	p.replicas = max(m.Spec.Size, p.size) + m.Spec.ColdStartBuffer
-	p.ring = nextRing(m, seen, p.size, now)
+	if p.size > 0 {
+		p.replicas = max(p.replicas, p.members[p.size-1]+1)
+	}
+	p.ring = nextRing(m, seen, p.members, now)
 	for ordinal, one := range seen.instances {
 		switch {
 		case !one.ready:
-		case ordinal < p.size:
+		case slices.Contains(p.members, ordinal):
 			p.ready++
 		default:
 			p.standby++
@@ -135,9 +174,39 @@ func planFor(m *v1alpha1.Memcached, seen observed, now time.Time) plan {
 	return p
 }
 
-// nextRing returns the ring of the first size instances. The epoch and the time of the change move only when the set of
-// servers changes: a server that moved to another address keeps its keys' slot, though not its keys.
-func nextRing(m *v1alpha1.Memcached, seen observed, size int32, now time.Time) publishedRing {
+// promote takes ready instances into the ring until it has its size, those with the lowest ordinals first. Without gaps it
+// stops at the first that is not ready.
+func (p *plan) promote(m *v1alpha1.Memcached, seen observed, gaps bool) {
+	members := slices.Clone(p.members)
+	for ordinal := range m.Spec.Size + m.Spec.ColdStartBuffer {
+		if int32(len(members)) >= m.Spec.Size { //nolint:gosec // at most maxInstances.
+			break
+		}
+		if slices.Contains(members, ordinal) {
+			continue
+		}
+		one := seen.instances[ordinal]
+		if one.ready && !seen.full[ordinal] {
+			members = append(members, ordinal)
+			if seen.ring != nil && slices.Contains(seen.ring.former, dialAddress(one.ip)) {
+				p.toEmpty = append(p.toEmpty, ordinal)
+			}
+			continue
+		}
+		if one.ready {
+			p.full = append(p.full, instanceName(m, ordinal))
+		}
+		if !gaps {
+			break
+		}
+	}
+	slices.Sort(members)
+	p.members = members
+}
+
+// nextRing returns the ring of some instances. The epoch and the time of the change move only when the set of servers
+// changes: a server that moved to another address keeps its keys' slot, though not its keys.
+func nextRing(m *v1alpha1.Memcached, seen observed, members []int32, now time.Time) publishedRing {
 	next := publishedRing{document: mc.Document{Hash: mc.HashKetamaMD5}, changedAt: now}
 	var old []mc.Server
 	if seen.ring != nil {
@@ -149,20 +218,47 @@ func nextRing(m *v1alpha1.Memcached, seen observed, size int32, now time.Time) p
 	for _, server := range old {
 		addresses[server.Name] = server.Address
 	}
-	for ordinal := range size {
+	kept := 0
+	for _, ordinal := range members {
 		server := mc.Server{Name: serverName(m, ordinal)}
-		server.Address = addresses[server.Name]
+		address, was := addresses[server.Name]
+		if server.Address = address; was {
+			kept++
+		}
 		if ip := seen.instances[ordinal].ip; ip != "" {
 			server.Address = dialAddress(ip)
 		}
 		next.document.Servers = append(next.document.Servers, server)
 	}
-	if seen.ring == nil || len(old) != len(next.document.Servers) {
+	if seen.ring == nil || kept != len(old) || kept != len(members) {
 		next.document.Epoch++
 	} else {
 		next.changedAt = seen.ring.changedAt
 	}
+	next.former = formerServers(seen, next.document.Servers)
 	return next
+}
+
+// formerServers returns the addresses of instances that run, are not in the next ring, and have been in one.
+func formerServers(seen observed, next []mc.Server) []string {
+	if seen.ring == nil {
+		return nil
+	}
+	running, former := map[string]bool{}, map[string]bool{}
+	for _, one := range seen.instances {
+		running[dialAddress(one.ip)] = true
+	}
+	for _, server := range seen.ring.document.Servers {
+		former[server.Address] = true
+	}
+	for _, address := range seen.ring.former {
+		former[address] = true
+	}
+	for _, server := range next {
+		delete(former, server.Address)
+	}
+	maps.DeleteFunc(former, func(address string, _ bool) bool { return !running[address] })
+	return slices.Sorted(maps.Keys(former))
 }
 
 // wake returns when to look again if nothing happens before, 0 for never.
@@ -203,7 +299,7 @@ func statusFor(m *v1alpha1.Memcached, seen observed, p plan, err error) v1alpha1
 }
 
 func phaseFor(m *v1alpha1.Memcached, p plan) v1alpha1.MemcachedPhase {
-	if p.size == m.Spec.Size && p.ready == p.size && p.standby == m.Spec.ColdStartBuffer {
+	if p.size == m.Spec.Size && p.ready == p.size && p.standby == p.replicas-p.size {
 		return v1alpha1.MemcachedRunning
 	}
 	return v1alpha1.MemcachedScaling
@@ -216,6 +312,10 @@ func readyCondition(m *v1alpha1.Memcached, p plan) status.Condition {
 		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonWaitingForScalingWindow
 		c.Message = fmt.Sprintf("%d instances serve; shrinking to %d when scalingWindow has passed, at %s.",
 			p.size, m.Spec.Size, p.scaleInAt.UTC().Format(time.RFC3339))
+	case len(p.full) > 0:
+		c.Reason = v1alpha1.ReasonInstancesUnreachable
+		c.Message = fmt.Sprintf("%s cannot be emptied of the keys of an earlier ring, and may not serve before; does a "+
+			"NetworkPolicy keep the manager from port %d?", listed(p.full, 3), memcachedPort)
 	case p.size < m.Spec.Size || p.ready < p.size:
 		c.Reason = v1alpha1.ReasonWaitingForInstances
 		c.Message = fmt.Sprintf("%d of %d instances are ready; `kubectl get pods -l %s=%s` shows them.",
@@ -249,7 +349,7 @@ func metricsCondition(m *v1alpha1.Memcached, seen observed, p plan) status.Condi
 		Message: "Every ready instance reports statistics.",
 	}
 	var silent []string
-	for ordinal := range p.size {
+	for _, ordinal := range p.members {
 		if _, ok := seen.stats[ordinal]; !ok && seen.instances[ordinal].ready {
 			silent = append(silent, instanceName(m, ordinal))
 		}
@@ -264,7 +364,7 @@ func metricsCondition(m *v1alpha1.Memcached, seen observed, p plan) status.Condi
 
 func activeConnections(seen observed, p plan) int64 {
 	var sum int64
-	for ordinal := range p.size {
+	for _, ordinal := range p.members {
 		if one, ok := seen.stats[ordinal]; ok {
 			sum += one.ActiveConnections()
 		}

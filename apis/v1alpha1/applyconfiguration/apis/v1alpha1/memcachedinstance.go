@@ -18,7 +18,8 @@ type MemcachedInstanceApplyConfiguration struct {
 	Threads *int32 `json:"threads,omitempty"`
 	// maxConnections is the number of client connections that one instance accepts at once, 16 to 65536.
 	MaxConnections *int32 `json:"maxConnections,omitempty"`
-	// maxItemSize is the largest item that one instance stores, 1Ki to 512Mi, key and overhead included.
+	// maxItemSize is the largest item that one instance stores, key and overhead included: 512Ki to 512Mi, a whole multiple
+	// of 512Ki, and at most half of memory. memcached does not start with any other.
 	MaxItemSize *resource.Quantity `json:"maxItemSize,omitempty"`
 }
 
