@@ -228,7 +228,7 @@ func (c *Client) run(ctx context.Context, x *exchange, r *request, data []byte) 
 	now := time.Now()
 	deadline := now.Add(c.options.Timeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
+		deadline, x.hasty = d, true
 	}
 	x.begin(c, r, 0)
 	if call := x.data(); call != nil && r.cmd.stores() {

@@ -3,6 +3,7 @@
 package memcached
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -144,6 +145,36 @@ func TestClientObeysItsContext(t *testing.T) {
 		t.Error("a frozen server: got a value")
 	}
 	server.Thaw()
+}
+
+// TestHastyCallerDisturbsNobody: that a server is too slow for one caller does not make it down for the others.
+func TestHastyCallerDisturbsNobody(t *testing.T) {
+	addr := faultyServer(t, func(conn *net.TCPConn) {
+		lines := bufio.NewScanner(conn)
+		for lines.Scan() {
+			time.Sleep(10 * time.Millisecond)
+			answer := "VERSION 1.6.18\r\n"
+			if strings.HasPrefix(lines.Text(), "get ") {
+				answer = "VALUE k 0 1\r\nv\r\nEND\r\n"
+			}
+			if _, err := io.WriteString(conn, answer); err != nil {
+				return
+			}
+		}
+	})
+	d := &Document{Hash: HashKetamaMD5, Servers: []Server{{Name: "cache-0.cache.ns.svc", Address: addr}}}
+	c := startClient(t, d, ClientOptions{})
+	eventually(t, "the server is up", func() bool { _, ok := c.Get(t.Context(), "k"); return ok })
+	for range 2 * maxTimeouts {
+		hasty, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		if _, ok := c.Get(hasty, "k"); ok {
+			t.Error("the server is faster than it can be")
+		}
+		cancel()
+	}
+	if _, ok := c.Get(t.Context(), "k"); !ok {
+		t.Error("a server that answers is down because some callers were in a hurry")
+	}
 }
 
 func TestClientWithoutServers(t *testing.T) {

@@ -21,6 +21,8 @@ var outageAnswers = [commands]string{
 type exchange struct {
 	cmd  command
 	keys int
+	// hasty is set while the caller waits for less than the client's timeout.
+	hasty bool
 	// parts are the servers that take part; there are none when the ring is empty.
 	parts []part
 	// order holds the part of each key, so that values are returned in the order in which they were asked for.
@@ -109,7 +111,8 @@ func (x *exchange) await(deadline time.Time, timer *time.Timer) {
 		}
 		if err := p.call.await(deadline, timer); err != nil {
 			p.fail(err)
-			if err == errTimeout {
+			// That a server is too slow for a caller in a hurry says nothing of it, unless it does not answer at all.
+			if err == errTimeout && (!x.hasty || p.link.stalled(time.Now())) {
 				p.peer.timedOut()
 			}
 		}
