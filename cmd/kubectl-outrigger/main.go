@@ -37,6 +37,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	stderr = plain{stderr} // an error may hold what the API server, or an object, says
 	switch {
 	case err == nil, ctx.Err() != nil:
 		return 0

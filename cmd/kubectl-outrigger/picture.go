@@ -121,7 +121,7 @@ func (r report) drawVerdicts(out io.Writer, width int) {
 	_, _ = fmt.Fprintln(table, "  METRIC\tVERDICT\tMEASURED\tTRUTH WITHIN\tBOUND\tSAMPLES\tWHY NOT")
 	for _, v := range r.Verdicts {
 		_, _ = fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Metric, verdict(v),
-			orDash(v.Estimate), orDash(v.Interval), orDash(v.Bound), v.Samples, v.Message)
+			orDash(v.Estimate), orDash(v.Interval), orDash(v.Bound), v.Samples, oneLine(v.Message))
 	}
 	_ = table.Flush()
 	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
@@ -191,8 +191,11 @@ func orDash(text string) string {
 	if text == "" {
 		return "-"
 	}
-	return text
+	return oneLine(text)
 }
+
+// oneLine keeps a text in its cell of a table.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // steps tells the steps: those that are done, the one that the rollout is at and what it still waits for, and those to
 // come.
@@ -296,11 +299,11 @@ func (r report) headline(now time.Time) []string {
 	case !r.Current:
 		words = append(words, "waiting for the operator")
 	case r.Stalled:
-		words = append(words, "STALLED: "+r.Reason)
+		words = append(words, "STALLED: "+oneLine(r.Reason))
 	case r.Ready:
 		words = append(words, "Ready")
 	default:
-		words = append(words, "not ready: "+r.Reason)
+		words = append(words, "not ready: "+oneLine(r.Reason))
 	}
 	if r.Suspended {
 		words = append(words, "suspended")

@@ -136,13 +136,13 @@ func (s *session) drain(
 // print writes what a command has to say.
 func (a *app) print(value any, text func(io.Writer)) error {
 	if a.output == "json" {
-		encoder := json.NewEncoder(a.out)
+		encoder := json.NewEncoder(plainJSON{a.out})
 		encoder.SetIndent("", "  ")
 		if err := encoder.Encode(value); err != nil {
 			return fmt.Errorf("writing JSON: %w", err)
 		}
 		return nil
 	}
-	text(a.out)
+	text(plain{a.out})
 	return nil
 }

@@ -120,11 +120,11 @@ func sameReport(a, b report) bool {
 func (a *app) add(r report, now time.Time) {
 	if a.output == "json" {
 		line, _ := json.Marshal(r) // a report has nothing that JSON lacks
-		_, _ = fmt.Fprintln(a.out, string(line))
+		_, _ = fmt.Fprintln(plainJSON{a.out}, string(line))
 		return
 	}
 	_, _ = fmt.Fprintln(a.out, now.Format(time.RFC3339))
-	r.picture(a.out, now, a.width())
+	r.picture(plain{a.out}, now, a.width())
 }
 
 // width is that of the terminal that is written to, 0 if it is none.
@@ -178,7 +178,7 @@ func (s *screen) leave() {
 	_, _ = io.WriteString(s.out, leaveScreen)
 	if s.last.report != nil {
 		width, _ := s.size()
-		s.last.report.picture(s.out, time.Now(), width)
+		s.last.report.picture(plain{s.out}, time.Now(), width)
 	}
 }
 
@@ -213,7 +213,7 @@ func (s *screen) draw(now time.Time) {
 	lines := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
 	foot := ""
 	if s.last.lost != nil {
-		foot = "The API server does not answer: " + s.last.lost.Error()
+		foot = "The API server does not answer: " + oneLine(s.last.lost.Error())
 	}
 	room := s.height
 	if foot != "" {
@@ -226,7 +226,7 @@ func (s *screen) draw(now time.Time) {
 		lines = append(lines, foot)
 	}
 	for i := range lines {
-		lines[i] = cut(lines[i], s.width) + clearLine
+		lines[i] = plainText(cut(lines[i], s.width)) + clearLine
 	}
 	_, _ = io.WriteString(s.out, goHome+strings.Join(lines, "\r\n")+clearBelow)
 }
