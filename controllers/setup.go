@@ -43,6 +43,7 @@ import (
 	"serverless.xyz/outrigger/controllers/memcached"
 	"serverless.xyz/outrigger/controllers/podwebhook"
 	"serverless.xyz/outrigger/controllers/sidecarpolicy"
+	"serverless.xyz/outrigger/routing"
 )
 
 // Options are what the manager is started with.
@@ -79,6 +80,8 @@ type Options struct {
 	NativeSidecars *bool
 	// PrometheusURL is the Prometheus that rollouts with an analysis ask which name none; empty is none.
 	PrometheusURL string
+	// ClusterDomain is the DNS domain of the cluster's Services, one for all managers of a process; empty is cluster.local.
+	ClusterDomain string
 	// ReadStats asks a memcached instance for its statistics.
 	ReadStats memcached.StatsReader
 }
@@ -94,6 +97,9 @@ func Scheme() *runtime.Scheme {
 
 // NewManager returns a manager with everything registered, ready to be started.
 func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
+	if o.ClusterDomain != "" {
+		routing.SetClusterDomain(o.ClusterDomain)
+	}
 	var certificate *webhookcert.Reconciler
 	mgr, err := ctrl.NewManager(config, managerOptions(o, func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return certificate.GetCertificate(hello)

@@ -4,17 +4,36 @@ package routing
 
 import (
 	"strings"
+	"sync/atomic"
 )
 
-// clusterDomain is the DNS domain of Services.
-const clusterDomain = "cluster.local"
+// DefaultClusterDomain is the DNS domain that a cluster has unless its administrator chose another.
+const DefaultClusterDomain = "cluster.local"
+
+// clusterDomain is the DNS domain of Services: one for all that this process knows, since host names are compared by it.
+var clusterDomain atomic.Pointer[string]
+
+// SetClusterDomain tells the DNS domain of the cluster's Services, such as cluster.local. It is called before hosts are
+// made or compared, and not again.
+func SetClusterDomain(domain string) {
+	domain = strings.ToLower(strings.Trim(domain, "."))
+	clusterDomain.Store(&domain)
+}
+
+// ClusterDomain returns the DNS domain of the cluster's Services.
+func ClusterDomain() string {
+	if domain := clusterDomain.Load(); domain != nil {
+		return *domain
+	}
+	return DefaultClusterDomain
+}
 
 // Mesh is the gateway that stands for every caller inside the mesh.
 const Mesh = "mesh"
 
 // ServiceHost returns the host name of a Service.
 func ServiceHost(name, namespace string) string {
-	return name + "." + namespace + ".svc." + clusterDomain
+	return name + "." + namespace + ".svc." + ClusterDomain()
 }
 
 // ResolveHost returns the full form of a host as a VirtualService of a namespace means it: a name without a dot is a
@@ -47,7 +66,7 @@ func resolveGateway(gateway, namespace string) string {
 
 // serviceOf returns the Service whose host name this is, false if it is that of no Service.
 func serviceOf(host string) (name, namespace string, ok bool) {
-	service, isService := strings.CutSuffix(host, ".svc."+clusterDomain)
+	service, isService := strings.CutSuffix(host, ".svc."+ClusterDomain())
 	name, namespace, ok = strings.Cut(service, ".")
 	return name, namespace, isService && ok && !strings.ContainsAny(service, "*") && !strings.Contains(namespace, ".")
 }

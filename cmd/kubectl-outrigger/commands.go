@@ -111,6 +111,8 @@ func (a *app) planCommand() *cobra.Command {
 		"Without flags that is what the operator would do to the rollout as it is now: nothing, if it is at rest."
 	cmd.Flags().IntVar(&o.percent, "percent", -1, "with this canaryPercent")
 	cmd.Flags().StringVarP(&o.file, "filename", "f", "", "with the CanaryRollout of this file, or of standard input if it is -")
+	cmd.Flags().StringVar(&o.domain, "cluster-domain", "",
+		"DNS domain of the cluster's Services (default that of another rollout's status.host, or cluster.local)")
 	return cmd
 }
 

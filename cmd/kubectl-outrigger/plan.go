@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,12 +20,14 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/canaryrollout"
+	"serverless.xyz/outrigger/routing"
 )
 
 // planOptions say what is tried.
 type planOptions struct {
 	percent int
 	file    string
+	domain  string
 }
 
 // planReport is what would be done. Its JSON form is stable.
@@ -65,6 +68,11 @@ func (a *app) plan(s *session, args []string, o planOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.domain != "" {
+		routing.SetClusterDomain(o.domain)
+	} else if err := s.learnDomain(); err != nil {
+		return err
+	}
 	reader := &nearsighted{Client: s.client, namespace: s.namespace}
 	planner := canaryrollout.New(reader, reader, clock.RealClock{}, record.NewFakeRecorder(0))
 	preview, err := planner.Preview(s.ctx, r)
@@ -78,10 +86,25 @@ func (a *app) plan(s *session, args []string, o planOptions) error {
 	return a.print(out, out.text)
 }
 
+// learnDomain learns the DNS domain of the cluster from what the operator, which knows it, says of any rollout.
+func (s *session) learnDomain() error {
+	var list v1alpha1.CanaryRolloutList
+	if err := s.client.List(s.ctx, &list, client.InNamespace(s.namespace)); err != nil {
+		return s.explain("", err)
+	}
+	for i := range list.Items {
+		r := &list.Items[i]
+		if domain, ok := strings.CutPrefix(r.Status.Host, r.Name+"."+r.Namespace+".svc."); ok {
+			routing.SetClusterDomain(domain)
+		}
+	}
+	return nil
+}
+
 func (p planReport) text(out io.Writer) {
 	switch {
 	case p.Why != "":
-		_, _ = fmt.Fprintf(out, "%s: no change of the route: %s\n", p.Name, p.Why)
+		_, _ = fmt.Fprintf(out, "%s: no change of the route: %s\n", p.Name, oneLine(p.Why))
 	case p.Diff == "":
 		_, _ = fmt.Fprintf(out, "%s: no change of the route; the canary gets %d percent\n", p.Name, p.Weights.Canary)
 	default:

@@ -51,7 +51,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	ctrl.Log.Info("Starting", "version", version(), "namespace", o.Namespace)
+	ctrl.Log.Info("Starting", "version", version(), "namespace", o.Namespace, "clusterDomain", o.ClusterDomain)
 	return mgr.Start(ctrl.SetupSignalHandler())
 }
 
@@ -83,6 +83,8 @@ func parse() (controllers.Options, zap.Options, error) {
 		"whether nodes know sidecars among init containers: always, never, or auto to go by the API server's version")
 	flag.StringVar(&o.PrometheusURL, "prometheus-url", "",
 		"address of the Prometheus that a CanaryRollout's analysis asks if it names none")
+	flag.StringVar(&o.ClusterDomain, "cluster-domain", "",
+		"DNS domain of the cluster's Services (default that of /etc/resolv.conf, or cluster.local)")
 	logOptions.BindFlags(flag.CommandLine)
 	flag.Parse()
 	if o.Namespace == "" {
@@ -109,6 +111,9 @@ func parse() (controllers.Options, zap.Options, error) {
 	}
 	if o.NodeCachePath != "" && (!path.IsAbs(o.NodeCachePath) || path.Clean(o.NodeCachePath) == "/") {
 		return o, logOptions, fmt.Errorf("--node-cache-path: %q is no absolute path of a directory", o.NodeCachePath)
+	}
+	if o.ClusterDomain, err = clusterDomain(o.ClusterDomain); err != nil {
+		return o, logOptions, err
 	}
 	if allowedImages != "" {
 		o.AllowedImages = strings.Split(allowedImages, ",")

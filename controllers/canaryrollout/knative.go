@@ -26,7 +26,10 @@ type knativeGateway struct {
 // Knative mode, which follows its configuration. Without such a route it is what the rollout's own route leads to
 // already, or what Knative ships.
 func (r *Reconciler) observeGateway(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
-	seen.gateway = knativeGateway{host: kserve.KnativeGatewayHost, gateway: kserve.KnativeGateway}
+	seen.gateway = knativeGateway{
+		host:    routing.ServiceHost(kserve.KnativeGatewayService, kserve.KnativeGatewayNamespace),
+		gateway: kserve.KnativeGateway,
+	}
 	for _, of := range []v1alpha1.RolloutSide{rollout.Spec.Stable, rollout.Spec.Canary} {
 		kserves, err := r.route(ctx, routing.VirtualServices, rollout.Namespace, of.InferenceService)
 		if err != nil {

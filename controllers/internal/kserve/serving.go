@@ -14,9 +14,10 @@ import (
 
 // Names that KServe and Knative have as they ship.
 const (
-	// KnativeGatewayHost is the Service of Knative's gateway for callers inside the cluster, which knows the
-	// InferenceServices of Knative mode by the Host header of their requests.
-	KnativeGatewayHost = "knative-local-gateway.istio-system.svc.cluster.local"
+	// KnativeGatewayService is the Service, in KnativeGatewayNamespace, of Knative's gateway for callers inside the cluster,
+	// which knows the InferenceServices of Knative mode by the Host header of their requests.
+	KnativeGatewayService   = "knative-local-gateway"
+	KnativeGatewayNamespace = "istio-system"
 	// KnativeGateway is Istio's Gateway at that Service, as namespace/name.
 	KnativeGateway = "knative-serving/knative-local-gateway"
 
