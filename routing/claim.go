@@ -123,6 +123,8 @@ func FindRival(
 			continue
 		}
 		switch owner := metav1.GetControllerOf(route); {
+		case owner == nil && keptFor(route, rollout):
+			ours = oldest(ours, route)
 		case !isRollout(owner):
 			foreign = oldest(foreign, route)
 		default:
@@ -149,6 +151,13 @@ func FindRival(
 	return &Rival{
 		Kind: "CanaryRollout", Namespace: best.Namespace, Name: best.Name, Routes: holders[string(best.UID)],
 	}
+}
+
+// keptFor reports whether a route was left behind by an earlier rollout of this name, for this one to take over.
+func keptFor(route *unstructured.Unstructured, rollout *v1alpha1.CanaryRollout) bool {
+	labels := route.GetLabels()
+	return route.GetNamespace() == rollout.Namespace && route.GetName() == rollout.Name &&
+		labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy && labels[v1alpha1.LabelInstance] == rollout.Name
 }
 
 func isRollout(owner *metav1.OwnerReference) bool {

@@ -195,7 +195,12 @@ func TestKeptRouteOutlivesItsRollout(t *testing.T) {
 		t.Errorf("reading the Service that clients call: %v", err)
 	}
 
-	do(t, w, rollout(keep), percent(60))
+	do(t, w, rollout(func(r *v1alpha1.CanaryRollout) { keep(r); r.Spec.DryRun = true }), percent(60))
+	settle(t, w, r)
+	if plan := get(t, w, name).Status.Plan; !strings.Contains(plan, "+      weight: 60") {
+		t.Errorf("the plan for a route that is to be taken over: %s", plan)
+	}
+	do(t, w, edit(`{"spec":{"dryRun":false}}`))
 	settle(t, w, r)
 	wantReady(t, w)
 	wantWeights(t, w, "v1=40 v2=60 ")

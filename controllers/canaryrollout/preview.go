@@ -57,7 +57,7 @@ func (p plan) refusedBy(rollout *v1alpha1.CanaryRollout, seen observed) string {
 	switch {
 	case p.stalled != nil:
 		return p.stalled.Error()
-	case p.route != nil && seen.route != nil:
+	case p.route != nil && seen.route != nil && !orphaned(rollout, seen.route): // one that was kept is taken over
 		if err := checkOwner(rollout, seen.route); err != nil {
 			return err.Error()
 		}

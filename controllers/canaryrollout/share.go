@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
@@ -183,17 +182,20 @@ func (r *Reconciler) patchShare(ctx context.Context, rollout *v1alpha1.CanaryRol
 	if err != nil {
 		return err
 	}
-	refusal := r.patch(ctx, seen.adopted, patch)
+	refusal := r.patch(ctx, seen.adopted, asRead(seen.adopted, patch))
 	if refusal == nil || !apierrors.IsInvalid(refusal) {
 		return refusal
 	}
-	if _, rebound, err := r.rebind(ctx, rollout, seen); err == nil {
-		if again, err := rebound.Encode(weights, unset); err == nil && bytes.Equal(again, patch) {
+	same := false
+	if route, rebound, err := r.rebind(ctx, rollout, seen); err == nil {
+		again, err := rebound.Encode(weights, unset)
+		same = err == nil && bytes.Equal(again, patch)
+		if same && route.GetResourceVersion() == seen.adopted.GetResourceVersion() {
 			return refusal
 		}
 	}
-	guardFailures.Inc()
-	return apierrors.NewConflict(
-		schema.GroupResource{Group: routing.InferenceServiceKind.Group, Resource: "inferenceservices"},
-		seen.adopted.GetName(), errRouteMoves)
+	if !same {
+		guardFailures.Inc()
+	}
+	return moved(seen.adopted)
 }
