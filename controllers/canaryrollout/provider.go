@@ -36,17 +36,14 @@ func newServedKinds(mapper meta.RESTMapper, clk clock.PassiveClock) *servedKinds
 	}
 }
 
-// has reports whether a kind is served.
+// has reports whether a kind is served. Nobody waits for an API server that is asked about another kind.
 func (k *servedKinds) has(kind schema.GroupVersionKind) (bool, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.served[kind] {
-		return true, nil
-	}
-	if asked, ok := k.missing[kind]; ok && k.clock.Since(asked) < kindsInterval {
-		return false, nil
+	if served, known := k.known(kind); known {
+		return served, nil
 	}
 	_, err := k.mapper.RESTMapping(kind.GroupKind(), kind.Version)
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	switch {
 	case err == nil:
 		k.served[kind] = true
@@ -57,6 +54,17 @@ func (k *servedKinds) has(kind schema.GroupVersionKind) (bool, error) {
 	default:
 		return false, fmt.Errorf("looking for kind %s: %w", kind.Kind, err)
 	}
+}
+
+// known reports whether a kind is served, if that need not be asked for now.
+func (k *servedKinds) known(kind schema.GroupVersionKind) (served, known bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.served[kind] {
+		return true, true
+	}
+	asked, missing := k.missing[kind]
+	return false, missing && k.clock.Since(asked) < kindsInterval
 }
 
 // routesFor holds something of each provider, nil where there is nothing.
