@@ -63,8 +63,9 @@ type Evidence struct {
 //   - Another canary, or another revision of it, begins anew without traffic. Only a rollout that has succeeded does not
 //     mind what becomes of its canary, as long as it is the same InferenceService: that is in production.
 //   - A verb of a person is obeyed.
-//   - A canary that failed is turned back, or held, in every phase that gives it traffic; so is a rollout that is late,
-//     and, if the user wants it so, one whose metrics have been out of reach for too long.
+//   - A canary that failed is turned back, or held, in every phase that gives it traffic; so is one that comes up and goes
+//     down again and again, a rollout that is late, and, if the user wants it so, one whose metrics have been out of reach
+//     for too long.
 //   - A suspended rollout takes no step.
 //   - Each phase ends by its own rule.
 func Next(strategy v1alpha1.RolloutStrategy, was v1alpha1.RolloutProgress, facts Facts) v1alpha1.RolloutProgress {
@@ -119,14 +120,20 @@ func (m *machine) remember() {
 	}
 	if was, is := m.Attempt.Stable, m.facts.Stable; is.UID != "" {
 		if was.UID != "" && changed(was, is) && m.Step != nil {
-			m.Attempt.StableTime = &metav1.Time{Time: m.facts.Now.Truncate(time.Second)}
-			m.Verdicts, m.Step.Since, m.Step.Samples, m.facts.Evidence = nil, nil, 0, Evidence{}
+			m.recount()
+			m.Step.Since, m.Step.Samples = nil, 0
 		}
 		m.Attempt.Stable = is
 	}
 	if own := without(m.facts.Templates, m.Attempt.Outdated); len(own) > 0 {
 		m.Attempt.Templates = own
 	}
+}
+
+// recount has requests count from now on only: what was counted before proves nothing any more.
+func (m *machine) recount() {
+	m.Attempt.RecountTime = &metav1.Time{Time: m.facts.Now.Truncate(time.Second)}
+	m.Verdicts, m.facts.Evidence = nil, Evidence{}
 }
 
 // maxTemplates is how many templates are remembered.
@@ -282,6 +289,9 @@ func (m *machine) fails() bool {
 		return m.fail(v1alpha1.ReasonAnalysisFailed, m.facts.Evidence.Why)
 	case m.blind():
 		return m.fail(v1alpha1.ReasonMetricsUnavailable, m.facts.Evidence.Why)
+	case m.flaps():
+		return m.fail(v1alpha1.ReasonCanaryUnstable, fmt.Sprintf(
+			"The canary lost its share %d times within %s because pods of it were not ready.", maxLosses, lossWindow))
 	case m.late():
 		return m.fail(v1alpha1.ReasonDeadlineExceeded, fmt.Sprintf(
 			"The rollout has taken longer than its progressDeadline of %s.", m.strategy.ProgressDeadline.Duration))
@@ -316,6 +326,29 @@ func (m *machine) patience() *time.Time {
 		return nil
 	}
 	return new(m.Step.ErrorSince.Add(a.OnProviderError.After.Duration))
+}
+
+// Bounds of what a canary may do to its callers that comes up and goes down again, deadline or not.
+const (
+	maxLosses  = 5
+	lossWindow = time.Hour
+)
+
+// flaps reports whether the canary has lost its share too often lately because pods of it were not ready. Each time some
+// requests fail, and no time is ever long enough to prove anything.
+func (m *machine) flaps() bool {
+	if m.Attempt.StartTime == nil {
+		return false
+	}
+	losses := 0
+	for i, period := range m.History {
+		lost := period.Reason == string(OutcomeCanaryNotReady) || period.Reason == string(OutcomeCanaryAtCapacity)
+		if i > 0 && lost && period.Percent < m.History[i-1].Percent &&
+			!period.From.Before(m.Attempt.StartTime) && m.since(period.From) < lossWindow {
+			losses++
+		}
+	}
+	return losses >= maxLosses
 }
 
 // late reports whether the deadline has passed. It does not run during a pause.

@@ -322,6 +322,70 @@ func TestOtherCanary(t *testing.T) {
 	}
 }
 
+// TestWhoGoesOnHasSeenTheFailure: one verb is enough, also where the next step has the weights that the proof is about.
+func TestWhoGoesOnHasSeenTheFailure(t *testing.T) {
+	for verb, tc := range map[string]struct {
+		reach func(*life)
+		want  string
+	}{
+		v1alpha1.AnnotationPromote: {func(l *life) { l.live() }, "Paused WaitingForPromotion 10"},
+		v1alpha1.AnnotationSkip: {func(l *life) {
+			l.strategy.Steps = l.strategy.Steps[:1]
+			l.live()
+		}, "Baking Baking 10"},
+	} {
+		l := newLife(steady())
+		l.strategy.OnFailure = v1alpha1.OnFailureHold
+		tc.reach(l)
+		want(t, verb+", held", l.judged(routing.ResultFail), "Holding AnalysisFailed 10")
+		l.facts.Now = l.facts.Now.Add(time.Hour)
+		l.facts.Annotations[verb] = l.progress.Turn
+		l.progress = routing.Next(l.strategy, l.progress, l.facts)
+		if from := l.progress.Attempt.RecountTime; from == nil || !from.Time.Equal(l.facts.Now) {
+			t.Errorf("%s: requests count from %v, want from %s", verb, from, l.facts.Now)
+		}
+		l.facts.Evidence = routing.Evidence{} // what is known of requests from then on
+		want(t, verb, l.live(), tc.want)
+		want(t, verb+", and a second proof", l.judged(routing.ResultFail), "Holding AnalysisFailed 10")
+	}
+}
+
+// TestCanaryThatFlapsIsTurnedBack: without any deadline, too. One that was away now and then is not.
+func TestCanaryThatFlapsIsTurnedBack(t *testing.T) {
+	for name, tc := range map[string]struct {
+		between time.Duration
+		policy  v1alpha1.OnFailure
+		promote bool
+		want    string
+	}{
+		"every minute":                 {between: time.Minute, want: "RolledBack CanaryUnstable 0"},
+		"every quarter of an hour":     {between: 15 * time.Minute, want: "Progressing StepHolding 0"},
+		"every minute, to be held":     {between: time.Minute, policy: v1alpha1.OnFailureHold, want: "Holding CanaryUnstable 0"},
+		"and a person says that it is": {between: time.Minute, policy: v1alpha1.OnFailureHold, promote: true, want: "Progressing Promoted 50"},
+	} {
+		strategy := v1alpha1.RolloutStrategy{Steps: []v1alpha1.RolloutStep{weight(10, time.Hour), weight(50, time.Hour)}}
+		l := newLife(strategy)
+		l.strategy.OnFailure = tc.policy
+		l.live()
+		for n := range 5 {
+			want(t, fmt.Sprintf("%s, %d losses", name, n), l.after(tc.between/2), "Progressing StepHolding 10")
+			l.facts.CanaryReady = 0
+			l.after(tc.between / 2)
+			if n < 4 {
+				l.facts.CanaryReady = 2
+				l.live()
+			}
+		}
+		want(t, name, func() string {
+			if tc.promote {
+				l.facts.CanaryReady = 2
+				l.say(v1alpha1.AnnotationPromote, l.progress.Turn)
+			}
+			return l.String()
+		}(), tc.want)
+	}
+}
+
 func TestSidesThatAreNotReady(t *testing.T) {
 	l := newLife(steady())
 	l.facts.CanaryReady = 0
@@ -414,9 +478,9 @@ func TestAnotherStable(t *testing.T) {
 		l.after(9 * time.Minute)
 		tc.change(&l.facts.Stable)
 		want(t, what, l.after(time.Minute), tc.want)
-		changed := l.progress.Attempt.StableTime != nil
+		changed := l.progress.Attempt.RecountTime != nil
 		if changed != (tc.want == anew) {
-			t.Errorf("%s: the attempt says that stable changed at %v", what, l.progress.Attempt.StableTime)
+			t.Errorf("%s: the attempt says that stable changed at %v", what, l.progress.Attempt.RecountTime)
 		}
 		l.after(8 * time.Minute)
 		want(t, what+", later", l.String(), tc.want)

@@ -61,11 +61,9 @@ func (m *machine) retry() bool {
 }
 
 func (m *machine) promote() bool {
-	if m.Phase == v1alpha1.PhaseHolding {
-		m.restartDeadline() // who promotes in spite of it has seen it
-	}
 	switch m.Phase {
 	case v1alpha1.PhaseProgressing, v1alpha1.PhasePaused, v1alpha1.PhaseHolding, v1alpha1.PhaseBaking:
+		m.overrule()
 		if m.Step.Index >= m.end() {
 			m.enter(v1alpha1.PhaseSucceeded, v1alpha1.ReasonPromoted, "A person ended the bake.")
 			return true
@@ -77,13 +75,22 @@ func (m *machine) promote() bool {
 	}
 }
 
-func (m *machine) restartDeadline() {
+// overrule forgets what a rollout was held for: who goes on in spite of it has seen it, and it would hold the rollout again
+// at once where the next step has the same weights.
+func (m *machine) overrule() {
+	if m.Phase != v1alpha1.PhaseHolding {
+		return
+	}
 	m.Attempt.StartTime, m.Attempt.WaitedSeconds = &metav1.Time{Time: m.facts.Now.Truncate(time.Second)}, 0
+	if m.PhaseReason == v1alpha1.ReasonAnalysisFailed || m.facts.Evidence.Result == ResultFail {
+		m.recount()
+	}
 }
 
 func (m *machine) skip() bool {
 	switch m.Phase {
 	case v1alpha1.PhaseProgressing, v1alpha1.PhasePaused, v1alpha1.PhaseHolding:
+		m.overrule()
 		m.goTo(m.end(), v1alpha1.ReasonPromoted)
 		return true
 	default:

@@ -35,6 +35,8 @@ const (
 	ReasonPromoted = "Promoted"
 	// ReasonDeadlineExceeded says that the rollout took longer than progressDeadline.
 	ReasonDeadlineExceeded = "DeadlineExceeded"
+	// ReasonCanaryUnstable says that the canary lost its share again and again because pods of it were not ready.
+	ReasonCanaryUnstable = "CanaryUnstable"
 )
 
 // Annotations by which a person, or `kubectl outrigger canary`, tells a rollout with a strategy what to do. The value of
@@ -268,9 +270,10 @@ type RolloutAttempt struct {
 	// +optional
 	Stable CanaryRevision `json:"stable,omitzero"`
 
-	// stableTime is when the stable side last became another revision; unset if it has not since the attempt began.
+	// recountTime is since when requests count at the earliest: when the stable side last became another revision, or a
+	// person went on in spite of a failed analysis; unset if neither has happened since the attempt began.
 	// +optional
-	StableTime *metav1.Time `json:"stableTime,omitempty"`
+	RecountTime *metav1.Time `json:"recountTime,omitempty"`
 
 	// templates tell the templates that the canary's pods are made from, by the hashes that their Deployment gives them.
 	// +optional

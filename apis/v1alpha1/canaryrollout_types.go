@@ -73,6 +73,7 @@ const AnnotationFoundWeights = GroupName + "/found-weights"
 // +kubebuilder:validation:XValidation:rule="!has(self.suspend) || !self.suspend || has(self.strategy)",message="suspend stops the steps of a strategy; without one, traffic moves only when canaryPercent is edited"
 // +kubebuilder:validation:XValidation:rule="!has(self.analysis) || has(self.strategy)",message="analysis belongs to the steps of a strategy; add strategy"
 // +kubebuilder:validation:XValidation:rule="has(self.analysis) || !has(self.strategy) || !self.strategy.steps.exists(s, has(s.hold) && (has(s.hold.minSamples) || has(s.hold.maxDuration)))",message="minSamples and maxDuration wait for an analysis; add analysis, or use duration alone"
+// +kubebuilder:validation:XValidation:rule="!has(self.analysis) || !has(self.strategy) || !self.strategy.steps.exists(s, has(s.hold) && has(s.hold.minSamples)) || self.analysis.metrics.exists(m, (!has(m.dryRun) || !m.dryRun) && (has(m.share) || has(m.histogram) || has(m.builtin) && m.builtin.matches('error-rate$|-p[0-9]+$')))",message="hold.minSamples counts requests, and no metric does that is no dryRun: a value has none; add a share, a histogram or a builtin of requests such as error-rate, or use hold.duration"
 // +kubebuilder:validation:XValidation:rule="!has(self.dryRun) || !self.dryRun || !has(self.strategy)",message="dryRun is for an edit of canaryPercent, colours or routing; a rollout with a strategy must be free to turn its canary back"
 type CanaryRolloutSpec struct {
 	// stable is the side that has the traffic before the rollout.
@@ -391,7 +392,7 @@ type RolloutRouting struct {
 	Mode RoutingMode `json:"mode,omitempty"`
 
 	// hosts are the host names that clients call, in mode Owned. When unset, they call the Service that Outrigger makes:
-	// <rollout>.<namespace>.svc.cluster.local.
+	// <rollout>.<namespace>.svc.cluster.local, or what the manager was told to be the cluster's domain.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1

@@ -65,20 +65,26 @@ var rules = map[string]struct {
 	"items are smaller than memory": {
 		kind:    "Memcached",
 		taken:   "{size: 1, instance: {memory: 64Mi, maxItemSize: 32Mi}}",
-		refused: "{size: 1, instance: {memory: 64Mi, maxItemSize: 64Mi}}",
-		wants:   "maxItemSize must be smaller than memory",
+		refused: "{size: 1, instance: {memory: 64Mi, maxItemSize: 33Mi}}",
+		wants:   "maxItemSize must be at most half of memory",
 	},
 	"items have a lower bound": {
 		kind:    "Memcached",
-		taken:   "{size: 1, instance: {maxItemSize: 1Ki}}",
-		refused: "{size: 1, instance: {maxItemSize: 1000}}",
-		wants:   "maxItemSize must be between 1Ki and 512Mi",
+		taken:   "{size: 1, instance: {maxItemSize: 512Ki}}",
+		refused: "{size: 1, instance: {maxItemSize: 0}}",
+		wants:   "maxItemSize must be between 512Ki and 512Mi",
 	},
 	"items have an upper bound": {
 		kind:    "Memcached",
 		taken:   "{size: 1, instance: {memory: 2Gi, maxItemSize: 512Mi}}",
 		refused: "{size: 1, instance: {memory: 2Gi, maxItemSize: 513Mi}}",
-		wants:   "maxItemSize must be between 1Ki and 512Mi",
+		wants:   "maxItemSize must be between 512Ki and 512Mi",
+	},
+	"maxItemSize is what memcached can divide": {
+		kind:    "Memcached",
+		taken:   "{size: 1, instance: {maxItemSize: 1536Ki}}",
+		refused: "{size: 1, instance: {maxItemSize: 1500k}}",
+		wants:   "maxItemSize must be a whole multiple of 512Ki",
 	},
 	"threads are bounded": {
 		kind:      "Memcached",
@@ -203,6 +209,12 @@ var rules = map[string]struct {
 		taken:   sides + `, strategy: {steps: [{setPercent: 1, hold: {maxDuration: 1h}}]}, analysis: {metrics: [{name: e, builtin: error-rate, threshold: {max: "0.01"}}]}}`,
 		refused: sides + `, strategy: {steps: [{setPercent: 1, hold: {maxDuration: 1h}}]}}`,
 		wants:   "minSamples and maxDuration wait for an analysis",
+	},
+	"samples are counted by a metric of requests": {
+		kind:    "CanaryRollout",
+		taken:   sides + `, strategy: {steps: [{setPercent: 1, hold: {minSamples: 1}}]}, analysis: {metrics: [{name: w, builtin: vllm/waiting, threshold: {max: "9"}}, {name: t, builtin: vllm/ttft-p95, threshold: {max: "1"}}]}}`,
+		refused: sides + `, strategy: {steps: [{setPercent: 1, hold: {minSamples: 1}}]}, analysis: {metrics: [{name: w, builtin: vllm/waiting, threshold: {max: "9"}}, {name: e, builtin: error-rate, dryRun: true, threshold: {max: "0.01"}}]}}`,
+		wants:   "hold.minSamples counts requests, and no metric does",
 	},
 	"maxDuration is at most a week": {
 		kind:    "CanaryRollout",

@@ -860,8 +860,8 @@ func (in *RolloutAttempt) DeepCopyInto(out *RolloutAttempt) {
 	*out = *in
 	out.Canary = in.Canary
 	out.Stable = in.Stable
-	if in.StableTime != nil {
-		in, out := &in.StableTime, &out.StableTime
+	if in.RecountTime != nil {
+		in, out := &in.RecountTime, &out.RecountTime
 		*out = (*in).DeepCopy()
 	}
 	if in.Templates != nil {

@@ -5,10 +5,13 @@ package canaryrollout
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -32,6 +35,10 @@ type Question struct {
 	StableService, CanaryService string
 	// From is since when requests count, and At until when.
 	From, At time.Time
+	// Cold are the canary's pods whose warm-up has not ended, of which no request counts, and Late those whose warm-up
+	// ended after From; their requests count since LateFrom.
+	Cold, Late []string
+	LateFrom   time.Time
 	// StableFrom and StableTo are the time of stable's requests: the same, or an earlier one if stable has none now.
 	StableFrom, StableTo time.Time
 	// Overdue tells that a metric without any data should have had some by now.
@@ -56,17 +63,26 @@ type Source interface {
 	Series(ctx context.Context, query string, from, to time.Time, step time.Duration) ([]prometheus.Point, error)
 }
 
-// Measure asks a source for all metrics. One that cannot be read makes its verdict an Error; the others are asked all
-// the same, unless there is no time left.
+// Measure asks a source for all metrics at once. One that cannot be read makes its verdict an Error, and takes no time
+// from the others.
 func Measure(ctx context.Context, source Source, q *Question) Answer {
-	var answer Answer
+	return q.answer(func(m *measurement) v1alpha1.MetricVerdict { return m.verdict(ctx, source) })
+}
+
+// answer puts an answer together from the verdicts that judge gives, each in a goroutine of its own.
+func (q *Question) answer(judge func(*measurement) v1alpha1.MetricVerdict) Answer {
+	metrics := q.Analysis.Metrics
+	answer := Answer{Verdicts: make([]v1alpha1.MetricVerdict, len(metrics))}
+	var all sync.WaitGroup
+	for i := range metrics {
+		all.Go(func() {
+			answer.Verdicts[i] = judge(&measurement{Question: q, metric: &metrics[i], probe: probeOf(&metrics[i])})
+		})
+	}
+	all.Wait()
 	counted := false
-	for i := range q.Analysis.Metrics {
-		m := measurement{Question: q, metric: &q.Analysis.Metrics[i], source: source}
-		m.probe = probeOf(m.metric)
-		verdict := m.verdict(ctx)
-		answer.Verdicts = append(answer.Verdicts, verdict)
-		if m.probe.value == nil && !m.metric.DryRun && (!counted || verdict.Samples < answer.Samples) {
+	for i, verdict := range answer.Verdicts {
+		if probeOf(&metrics[i]).value == nil && !verdict.DryRun && (!counted || verdict.Samples < answer.Samples) {
 			answer.Samples, counted = verdict.Samples, true
 		}
 	}
@@ -88,8 +104,8 @@ func questionOf(rollout *v1alpha1.CanaryRollout, seen observed, now time.Time) *
 		return nil
 	}
 	since := s.Weights.LastAppliedTime
-	if s.Attempt.StableTime != nil && since.Before(s.Attempt.StableTime) {
-		since = s.Attempt.StableTime
+	if s.Attempt.RecountTime != nil && since.Before(s.Attempt.RecountTime) {
+		since = s.Attempt.RecountTime
 	}
 	q := &Question{
 		Rollout: types.NamespacedName{Namespace: rollout.Namespace, Name: rollout.Name},
@@ -114,8 +130,26 @@ func questionOf(rollout *v1alpha1.CanaryRollout, seen observed, now time.Time) *
 			hold = step.Hold.Duration.Duration
 		}
 	}
+	q.leaveOut(seen.warmth.Counts)
 	q.Overdue = now.Sub(q.From) >= max(hold, overdueIntervals*analysis.Interval.Duration)
 	return q
+}
+
+// leaveOut has no warm-up request count, given since when the canary's pods have had others. A moment is told like that of
+// weights: a scrape must have passed.
+func (q *Question) leaveOut(warmed map[string]time.Time) {
+	for _, pod := range slices.Sorted(maps.Keys(warmed)) {
+		since := warmed[pod].Add(q.Analysis.Settle.Duration)
+		switch {
+		case warmed[pod].IsZero():
+			q.Cold = append(q.Cold, pod)
+		case since.After(q.From):
+			q.Late = append(q.Late, pod)
+			if since.After(q.LateFrom) {
+				q.LateFrom = since
+			}
+		}
+	}
 }
 
 // lastShared is the last time at which stable had requests, too: what a canary with all of them is compared with.
@@ -166,11 +200,12 @@ type finding struct {
 	enough, enoughToFail float64
 	// unit writes the interval's numbers.
 	unit unit
-	// about says what is measured.
-	about string
+	// about says what is measured, and caveat what keeps it from being told better.
+	about, caveat string
 }
 
-func (m *measurement) verdict(ctx context.Context) v1alpha1.MetricVerdict {
+func (m *measurement) verdict(ctx context.Context, source Source) v1alpha1.MetricVerdict {
+	m.source = source
 	v := v1alpha1.MetricVerdict{Metric: m.metric.Name, DryRun: m.metric.DryRun}
 	var found finding
 	var err error
@@ -223,7 +258,7 @@ func (m *measurement) judge(found finding) (routing.Result, string) {
 		return routing.ResultInconclusive, fmt.Sprintf("%.0f of %.0f samples", found.samples, found.enough)
 	default:
 		return routing.ResultInconclusive, fmt.Sprintf(
-			"%s may be on either side of %s", found.about, found.unit.write(found.bound))
+			"%s may be on either side of %s%s", found.about, found.unit.write(found.bound), found.caveat)
 	}
 }
 
@@ -265,7 +300,7 @@ func (m *measurement) counts(ctx context.Context, service string, from, to time.
 	}
 	to = from.Add(window)
 	ask := func(selector string) (float64, error) {
-		count, _, err := m.source.Number(ctx, "sum("+grown(m.expand(selector, service, window), window)+")", to)
+		count, _, err := m.source.Number(ctx, "sum("+m.growth(selector, service, from, to)+")", to)
 		return count, err
 	}
 	total, err := ask(m.probe.share.Total)
@@ -321,8 +356,8 @@ func (m *measurement) buckets(ctx context.Context, service string, from, to time
 		return routing.Histogram{}, nil
 	}
 	to = from.Add(window)
-	selector := m.expand(m.probe.histogram.Buckets, service, window)
-	buckets, err := m.source.Buckets(ctx, "sum by (le) ("+grown(selector, window)+")", to)
+	growth := m.growth(m.probe.histogram.Buckets, service, from, to)
+	buckets, err := m.source.Buckets(ctx, "sum by (le) ("+growth+")", to)
 	if err != nil {
 		return routing.Histogram{}, err
 	}
@@ -341,42 +376,73 @@ func (m *measurement) value(ctx context.Context) (finding, error) {
 			return finding{}, err
 		}
 	}
-	var c routing.Counts
+	var at [4]float64
 	for _, point := range canary {
-		beyond, known := m.beyond(point, stable)
-		if known {
-			c.Total++
-		}
-		if beyond {
-			c.Events++
-		}
+		at[m.place(point, stable)]++
 	}
-	return finding{
-		interval: routing.Rate(c, m.alpha()),
+	// Where nobody can tell, the truth is between none of them being beyond the bound, and all.
+	least := routing.Counts{Events: at[beyond], Total: at[within] + at[beyond] + at[undecided]}
+	greatest := routing.Counts{Events: at[beyond] + at[undecided], Total: least.Total}
+	low, high := routing.Rate(least, m.alpha()), routing.Rate(greatest, m.alpha())
+	found := finding{
+		interval: routing.Interval{Estimate: high.Estimate, Low: low.Low, High: high.High},
 		bound:    0.5,
-		samples:  c.Total,
+		samples:  least.Total,
 		unit:     whole,
 		about:    "the share of intervals beyond the bound",
-	}, nil
+	}
+	if at[undecided] > 0 {
+		found.caveat = fmt.Sprintf("; in %.0f of them stable's value is 0, of which there is no percentage: give a threshold",
+			at[undecided])
+	}
+	return found, nil
 }
 
-// beyond reports whether a value is beyond the bound, and whether that can be told.
-func (m *measurement) beyond(point prometheus.Point, stable []prometheus.Point) (beyond, known bool) {
+// place is where a value is.
+type place int
+
+const (
+	// unknown is where there is nothing to compare a value with.
+	unknown place = iota
+	// within and beyond are the two sides of the bound.
+	within
+	beyond
+	// undecided is where the value differs, and the bound is a percentage of nothing.
+	undecided
+)
+
+// place tells on which side of the bound a value is.
+func (m *measurement) place(point prometheus.Point, stable []prometheus.Point) place {
 	if t := m.metric.Threshold; t != nil {
 		if t.Max != "" {
-			return point.Value > number(t.Max), true
+			return beyondIf(point.Value > number(t.Max))
 		}
-		return point.Value < number(t.Min), true
+		return beyondIf(point.Value < number(t.Min))
 	}
 	base, ok := baseline(point.At, stable)
+	change := point.Value - base
+	if m.metric.Compare.MaxDecreasePercent != nil {
+		change = -change
+	}
 	switch {
 	case !ok:
-		return false, false
+		return unknown
+	case change <= 0:
+		return within
+	case !(base > 0):
+		return undecided
 	case m.metric.Compare.MaxDecreasePercent != nil:
-		return point.Value < base*(1-float64(*m.metric.Compare.MaxDecreasePercent)/100), true
+		return beyondIf(change > base*float64(*m.metric.Compare.MaxDecreasePercent)/100)
 	default:
-		return point.Value > base*(1+float64(*m.metric.Compare.MaxIncreasePercent)/100), true
+		return beyondIf(change > base*float64(*m.metric.Compare.MaxIncreasePercent)/100)
 	}
+}
+
+func beyondIf(is bool) place {
+	if is {
+		return beyond
+	}
+	return within
 }
 
 // baseline is stable's value at a time, or the mean of its values if they are from another time.
@@ -404,7 +470,7 @@ func (m *measurement) series(ctx context.Context, service string, from, to time.
 	if to.Sub(from) < step {
 		return nil, nil
 	}
-	return m.source.Series(ctx, m.expand(m.probe.value.Query, service, rateWindow(interval)), from.Add(step), to, step)
+	return m.source.Series(ctx, m.expand(m.probe.value.Query, service, "", rateWindow(interval)), from.Add(step), to, step)
 }
 
 // rateWindow is what $window stands for in a value's query.
@@ -459,24 +525,55 @@ func (f finding) signed(t *v1alpha1.ThresholdBound) finding {
 	return f
 }
 
-// grown is a PromQL expression for how much counters have grown over a window. It is exact for series that were there
-// before and have not been reset, and for those that began within the window, which increase() would count only from
-// their second sample on; of the others it takes what increase() makes of them.
-func grown(selector string, window time.Duration) string {
-	w := seconds(window)
-	return fmt.Sprintf(
-		"((%[1]s - %[1]s offset %[2]s) >= 0) or (%[1]s unless %[1]s offset %[2]s) or increase(%[1]s[%[2]s])",
-		selector,
-		w,
-	)
+// growth is a PromQL expression for how much the counters of a side have grown from one time to another, at the other.
+// What warm-up requests added is left out.
+func (m *measurement) growth(selector, service string, from, to time.Time) string {
+	window := to.Sub(from)
+	if service != m.CanaryService || len(m.Cold)+len(m.Late) == 0 {
+		return grown(m.expand(selector, service, "", window), window)
+	}
+	others := grown(m.expand(selector, service, m.pods("!~", append(slices.Clone(m.Cold), m.Late...)), window), window)
+	since := m.LateFrom
+	if since.Before(from) {
+		since = from
+	}
+	late := to.Sub(since).Truncate(time.Second)
+	if len(m.Late) == 0 || late < time.Second {
+		return others
+	}
+	return others + " or " + grown(m.expand(selector, service, m.pods("=~", m.Late), late), late)
 }
 
-// expand fills in what stands for a side.
-func (m *measurement) expand(query, service string, window time.Duration) string {
+// pods is a further matcher of labels, for some pods or for all others.
+func (m *measurement) pods(operator string, names []string) string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = regexp.QuoteMeta(name)
+	}
+	return fmt.Sprintf(`,%s%s%q`, m.Analysis.Prometheus.PodLabel, operator, strings.Join(quoted, "|"))
+}
+
+// memory is how far before a window a series is looked for that has no value at its beginning, such as one whose target
+// could not be scraped then.
+const memory = "15m"
+
+// grown is a PromQL expression for how much counters have grown over a window. It is exact for series that were there
+// before and have not been reset, and for those that began within the window, which increase() would count only from
+// their second sample on; of the others it takes what increase() makes of them. A series is taken for one that began only
+// if Prometheus knows what there was at that time: one that had not yet come, was down, or has deleted it since, would
+// have all that was ever counted be of this window.
+func grown(selector string, window time.Duration) string {
+	return fmt.Sprintf("((%[1]s - %[1]s offset %[2]s) >= 0)"+
+		" or (%[1]s unless last_over_time(%[1]s["+memory+"] offset %[2]s) and on() (absent(up) or count(up offset %[2]s)))"+
+		" or increase(%[1]s[%[2]s])", selector, seconds(window))
+}
+
+// expand fills in what stands for a side, with a further matcher of its pods.
+func (m *measurement) expand(query, service, pods string, window time.Duration) string {
 	p := m.Analysis.Prometheus
 	side := fmt.Sprintf(`%s=%q,%s=~"%s-[a-z0-9]+-[a-z0-9]{5}"`, p.NamespaceLabel, m.Rollout.Namespace, p.PodLabel, service)
 	return strings.NewReplacer(
-		"$side", side, "$service", service, "$namespace", m.Rollout.Namespace, "$window", seconds(window),
+		"$side", side+pods, "$pods", pods, "$service", service, "$namespace", m.Rollout.Namespace, "$window", seconds(window),
 	).Replace(query)
 }
 

@@ -174,6 +174,121 @@ func TestRequestsAreCountedExactly(t *testing.T) {
 	}
 }
 
+// TestWhatPrometheusDoesNotRemember: a counter is not taken for one that began within the window because Prometheus was
+// not there at its beginning, has deleted what it knew of it, or could not scrape the pod then.
+func TestWhatPrometheusDoesNotRemember(t *testing.T) {
+	e := startExporter(t)
+	c, err := prometheus.New(e.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ns, from := range map[string]func() time.Time{
+		"before-its-time": func() time.Time { return time.Now().Add(-48 * time.Hour) },
+		"not-scraped": func() time.Time {
+			e.requests.DeleteLabelValues("not-scraped", podOf(canaryService), "200")
+			await(t, c, `absent(http_requests_total{namespace="not-scraped"})`, 1)
+			from := time.Now()
+			time.Sleep(1100 * time.Millisecond) // a query tells whole seconds
+			e.serve("not-scraped", canaryService, "200", 700, .01)
+			return from
+		},
+	} {
+		query := fmt.Sprintf(`sum(http_requests_total{namespace=%q})`, ns)
+		e.serve(ns, canaryService, "200", 700, .01)
+		await(t, c, query, 700)
+		since := from()
+		await(t, c, query, 700)
+		e.serve(ns, canaryService, "200", 10, .01)
+		await(t, c, query, 710)
+		v := canaryrollout.Measure(t.Context(), c, questionOf(ns, analysisOf(t, `
+- name: own
+  share: {events: 'http_requests_total{code=~"5..",$side}', total: 'http_requests_total{$side}'}
+  threshold: {max: "0.1"}
+`), since, time.Now().Add(time.Second))).Verdicts[0]
+		if v.Result == v1alpha1.VerdictError || v.Samples > 100 {
+			t.Errorf("%s: %+v, want some 10 samples", ns, v)
+		}
+	}
+}
+
+// TestWarmupRequestsAreNoSamples: not those to pods that are still at it, nor those to pods that were since the weights are
+// in force.
+func TestWarmupRequestsAreNoSamples(t *testing.T) {
+	e := startExporter(t)
+	c, err := prometheus.New(e.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ns = "warmed"
+	serve := func(pod, code string, n int, took float64) {
+		e.requests.WithLabelValues(ns, pod, code).Add(float64(n))
+		for range n {
+			e.seconds.WithLabelValues(ns, pod).Observe(took)
+		}
+	}
+	total := `sum(http_requests_total{namespace="warmed"})`
+	old, late, cold := podOf(canaryService), canaryService+"-7c9d8b6f5-lates", canaryService+"-7c9d8b6f5-colds"
+	serve(old, "200", 100, .01)
+	await(t, c, total, 100)
+	from := time.Now()
+	serve(old, "200", 50, .01)
+	serve(late, "500", 3, 1)
+	serve(late, "200", 4, 1)
+	serve(cold, "500", 2, 1)
+	await(t, c, total, 159)
+	lateFrom := time.Now()
+	time.Sleep(1100 * time.Millisecond) // a query tells whole seconds
+	serve(late, "200", 20, .01)
+	serve(cold, "500", 1, 1)
+	await(t, c, total, 180)
+	q := questionOf(ns, analysisOf(t, `
+- name: own
+  share: {events: 'http_requests_total{code=~"5..",$side}', total: 'http_requests_total{$side}'}
+  threshold: {max: "0.1"}
+- name: latency
+  histogram: {buckets: 'http_request_duration_seconds_bucket{$side}', quantile: "0.99"}
+  threshold: {max: "0.1"}
+`), from, time.Now().Add(2*time.Second))
+	q.Cold, q.Late, q.LateFrom = []string{cold}, []string{late}, lateFrom
+	for _, v := range canaryrollout.Measure(t.Context(), c, q).Verdicts {
+		if v.Samples != 70 || v.Estimate != "0%" && v.Metric == "own" || v.Estimate > "0.01" && v.Metric == "latency" {
+			t.Errorf("%+v, want 70 samples, none of them an error or slow", v)
+		}
+	}
+}
+
+// impatient is a source that never answers some queries, and no query that comes too late.
+type impatient struct{ figures }
+
+func (s impatient) Number(ctx context.Context, query string, at time.Time) (float64, bool, error) {
+	if strings.Contains(query, "slow") {
+		<-ctx.Done()
+	}
+	if ctx.Err() != nil {
+		return 0, false, errors.New("too late")
+	}
+	return s.figures.Number(ctx, query, at)
+}
+
+// TestSlowMetricTakesNoTimeFromOthers: one query that hangs is one metric that cannot be read.
+func TestSlowMetricTakesNoTimeFromOthers(t *testing.T) {
+	a := analysisOf(t, `
+- name: slow
+  share: {events: 'slow{code=~"5..",$side}', total: 'slow{$side}'}
+  threshold: {max: "0.1"}
+`+strings.TrimPrefix(errorsOfBoth, "\n"))
+	at := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	source := impatient{figures{counts: map[string]float64{"stable": 9000, "canary": 1000}}}
+	answer := canaryrollout.Measure(ctx, source, questionOf("ml", a, at.Add(-time.Minute), at))
+	for i, want := range []v1alpha1.VerdictResult{v1alpha1.VerdictError, v1alpha1.VerdictPass} {
+		if v := answer.Verdicts[i]; v.Result != want {
+			t.Errorf("%+v, want %s", v, want)
+		}
+	}
+}
+
 // TestDryRunsHoldNothingUp: a metric that counts for nothing does not keep a step from its samples either.
 func TestDryRunsHoldNothingUp(t *testing.T) {
 	a := analysisOf(t, errorsOfBoth+`
@@ -462,6 +577,32 @@ func TestVerdicts(t *testing.T) {
 			figures{series: map[string][]float64{"stable": repeat(3, 3), "canary": repeat(9, 3)}},
 			false, "",
 			v1alpha1.VerdictInconclusive, "may be on either side",
+		},
+		"a queue where stable has none": {
+			queue + "compare: {maxIncreasePercent: 20}}",
+			figures{series: map[string][]float64{"stable": repeat(0, 40), "canary": repeat(1, 40)}},
+			false, "",
+			v1alpha1.VerdictInconclusive, "in 40 of them stable's value is 0, of which there is no percentage: give a threshold",
+		},
+		"no queue on either side": {
+			queue + "compare: {maxIncreasePercent: 20}}",
+			figures{series: map[string][]float64{"stable": repeat(0, 40), "canary": repeat(0, 40)}},
+			false, "",
+			v1alpha1.VerdictPass, "",
+		},
+		"a queue where stable mostly has none": {
+			queue + "compare: {maxIncreasePercent: 20}}",
+			figures{series: map[string][]float64{
+				"stable": append(repeat(0, 20), repeat(1, 80)...), "canary": append(repeat(3, 20), repeat(2, 80)...),
+			}},
+			false, "",
+			v1alpha1.VerdictFail, "beyond 50%",
+		},
+		"tokens where stable has none": {
+			queue + "compare: {maxDecreasePercent: 10}}",
+			figures{series: map[string][]float64{"stable": repeat(0, 40), "canary": repeat(20, 40)}},
+			false, "",
+			v1alpha1.VerdictPass, "",
 		},
 		"fewer tokens": {
 			queue + "compare: {maxDecreasePercent: 10}}",

@@ -17,11 +17,11 @@ import (
 
 // Bounds of measuring.
 const (
-	// measurers is how many rollouts are measured at once by one Prometheus.
+	// measurers is how many metrics are measured at once by one Prometheus, of all rollouts.
 	measurers = 8
 	// queue is how many may wait for that.
 	queue = 1024
-	// patience is how long a Prometheus may take for all metrics of a rollout.
+	// patience is how long a Prometheus may take for one metric of a rollout.
 	patience = 10 * time.Second
 )
 
@@ -119,15 +119,17 @@ func (a *Analyst) tidy(now time.Time) {
 // work answers a question and wakes its rollout.
 func (a *Analyst) work(ctx context.Context, q *Question) {
 	source := a.source(q)
-	select {
-	case source.turns <- struct{}{}:
-	case <-ctx.Done():
-		return
-	}
-	deadline, cancel := context.WithTimeout(ctx, patience)
-	answer := Measure(deadline, source, q)
-	cancel()
-	<-source.turns
+	answer := q.answer(func(m *measurement) v1alpha1.MetricVerdict {
+		select {
+		case source.turns <- struct{}{}:
+		case <-ctx.Done():
+			return v1alpha1.MetricVerdict{}
+		}
+		defer func() { <-source.turns }()
+		deadline, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		return m.verdict(deadline, source)
+	})
 	if ctx.Err() != nil {
 		return
 	}
@@ -171,7 +173,7 @@ func (a *Analyst) source(q *Question) asked {
 	return a.sources[url]
 }
 
-func unasked(why string) asked { return asked{nowhere(why), make(chan struct{}, 1)} }
+func unasked(why string) asked { return asked{nowhere(why), make(chan struct{}, measurers)} }
 
 // nowhere is a source that cannot be asked, and says why.
 type nowhere string

@@ -19,7 +19,7 @@ type probe struct {
 
 // istio are the labels of requests that a side's own proxies report. Those that callers report would hide what a retry
 // has mended.
-const istio = `reporter="destination",destination_workload_namespace="$namespace",destination_workload="$service"`
+const istio = `reporter="destination",destination_workload_namespace="$namespace",destination_workload="$service"$pods`
 
 // grpcFailures are the codes of gRPC that stand for what HTTP answers with 500 to 599: UNKNOWN, DEADLINE_EXCEEDED,
 // UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS. HTTP's own code is 200 then.

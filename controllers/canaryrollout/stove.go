@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -24,8 +25,11 @@ import (
 
 // Bounds of warming.
 const (
-	// stoves is how many pods are warmed at once, and stovesEach how many of one rollout.
-	stoves     = 32
+	// turns is how many pods are warmed at once, and turn how long one may keep others from it: after that it goes on
+	// beside them, so that pods which hang hold nobody up. most bounds all of them, stovesEach those of one rollout.
+	turns      = 32
+	turn       = 2 * time.Second
+	most       = 1024
 	stovesEach = 4
 	// maxReply bounds what is read of an answer, in bytes.
 	maxReply = 16 << 20
@@ -50,6 +54,15 @@ type batch struct {
 	matter string
 	asked  time.Time
 	pods   map[Pod]*heat
+	// counts is since when requests to a pod are not warm-up requests, also of pods that are not ready any more: one that
+	// comes and goes must not hide what it did before.
+	counts map[Pod]counting
+}
+
+// counting is since when requests to a pod count.
+type counting struct {
+	since time.Time
+	warm  bool
 }
 
 // heat is what is known of a pod.
@@ -82,21 +95,31 @@ func NewStove(clk clock.PassiveClock) *Stove {
 
 // Start warms pods until the context ends.
 func (s *Stove) Start(ctx context.Context) error {
-	var workers sync.WaitGroup
-	for range stoves {
-		workers.Go(func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case job := <-s.jobs:
-					s.work(ctx, job)
-				}
+	var under sync.WaitGroup
+	defer under.Wait()
+	room, turned := make(chan struct{}, most), make(chan struct{}, turns)
+	for {
+		for _, slots := range []chan struct{}{room, turned} {
+			select {
+			case <-ctx.Done():
+				return nil
+			case slots <- struct{}{}:
 			}
-		})
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case job := <-s.jobs:
+			under.Go(func() {
+				yield := sync.OnceFunc(func() { <-turned })
+				late := time.AfterFunc(turn, yield)
+				s.work(ctx, job)
+				late.Stop()
+				yield()
+				<-room
+			})
+		}
 	}
-	workers.Wait()
-	return nil
 }
 
 // Warm implements Warmer. A pod that is not ready any more is forgotten: when it is ready again it may have started anew.
@@ -106,7 +129,7 @@ func (s *Stove) Warm(w *Warming) Warmth {
 	b := s.stock[w.Rollout]
 	if b == nil || b.matter != w.Matter {
 		s.tidy(w.At)
-		b = &batch{matter: w.Matter}
+		b = &batch{matter: w.Matter, counts: map[Pod]counting{}}
 		s.stock[w.Rollout] = b
 	}
 	b.asked = w.At
@@ -121,9 +144,11 @@ func (s *Stove) Warm(w *Warming) Warmth {
 		}
 	}
 	b.pods = known
-	told := Warmth{Asked: len(w.Pods) > 0}
+	b.forget()
+	told := Warmth{Asked: len(w.Pods) > 0, Counts: make(map[string]time.Time, len(w.Pods))}
 	for _, pod := range w.Pods {
 		h := known[pod]
+		told.Counts[pod.Name] = b.counts[pod].since
 		if h.warm {
 			told.Warm++
 			continue
@@ -144,6 +169,25 @@ func (s *Stove) Warm(w *Warming) Warmth {
 	return told
 }
 
+// maxCounts is of how many pods it is remembered since when their requests count, of those that are ready and those that
+// were.
+const maxCounts = 1024
+
+// forget drops pods that have been gone for long, if they are many.
+func (b *batch) forget() {
+	if len(b.counts) > maxCounts {
+		maps.DeleteFunc(b.counts, func(pod Pod, _ counting) bool { return b.pods[pod] == nil })
+	}
+}
+
+// count has the requests to a pod count from a moment on: when it first was warm or, as long as it never was, when it
+// first was not. Requests of callers that such a pod fails are as good a proof as any.
+func (b *batch) count(pod Pod, warm bool, at time.Time) {
+	if before, known := b.counts[pod]; !known || warm && !before.warm {
+		b.counts[pod] = counting{since: at, warm: warm}
+	}
+}
+
 // tidy drops what nobody has asked for in an hour.
 func (s *Stove) tidy(now time.Time) {
 	for rollout, b := range s.stock {
@@ -160,13 +204,15 @@ func (s *Stove) work(ctx context.Context, job heating) {
 	if ctx.Err() != nil {
 		return
 	}
+	ended := job.At.Add(s.clock.Since(began))
 	s.mu.Lock()
 	if b := s.stock[job.Rollout]; b != nil && b.matter == job.Matter {
+		b.count(job.pod, err == nil, ended)
 		if h := b.pods[job.pod]; h != nil {
 			h.busy, h.warm, h.failure = false, err == nil, ""
 			if err != nil {
 				h.failure = fmt.Sprintf("Pod %s is not warm: it %s.", job.pod.Name, err)
-				h.again = job.At.Add(s.clock.Since(began) + warmAgain)
+				h.again = ended.Add(warmAgain)
 			}
 		}
 	}

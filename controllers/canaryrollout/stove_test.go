@@ -177,3 +177,61 @@ func TestStoveTriesAgain(t *testing.T) {
 	w.At = w.At.Add(time.Minute)
 	awaitWarmth(t, s, w, "it is well again", func(got canaryrollout.Warmth) bool { return got.Warm == 1 && got.Failure == "" })
 }
+
+// TestPodsThatHangHoldNobodyUp: however many there are, and whatever time their rollouts give them to answer.
+func TestPodsThatHangHoldNobodyUp(t *testing.T) {
+	s := startStove(t)
+	for n := range 12 {
+		var pods []canaryrollout.Pod
+		for range 4 {
+			pods = append(pods, podAt(t, strconv.Itoa(len(pods)), hang))
+		}
+		w := warming(pods...)
+		w.Rollout.Name, w.Warmup.Timeout = strconv.Itoa(n), &metav1.Duration{Duration: time.Hour}
+		s.Warm(w)
+	}
+	w := warming(podAt(t, "good", func(http.ResponseWriter, *http.Request) {}))
+	awaitWarmth(t, s, w, "the good pod", func(got canaryrollout.Warmth) bool { return got.Warm == 1 })
+}
+
+// TestStoveTellsWarmupFromTheRest: since when requests to a pod count is the end of its first warm-up, and no later one
+// hides what was before.
+func TestStoveTellsWarmupFromTheRest(t *testing.T) {
+	var ill atomic.Bool
+	ill.Store(true)
+	release := make(chan struct{})
+	slow := podAt(t, "slow", func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	})
+	failing := podAt(t, "failing", func(w http.ResponseWriter, _ *http.Request) {
+		if ill.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	s, w := startStove(t), warming(podAt(t, "good", func(http.ResponseWriter, *http.Request) {}), slow, failing)
+	got := awaitWarmth(t, s, w, "one is warm, one is not", func(got canaryrollout.Warmth) bool {
+		return got.Warm == 1 && got.Failure != ""
+	})
+	if got.Counts["good"].IsZero() || !got.Counts["slow"].IsZero() || got.Counts["failing"].IsZero() {
+		t.Errorf("requests count since %v; want none of the slow pod to", got.Counts)
+	}
+	failed, good := got.Counts["failing"], got.Counts["good"]
+	close(release)
+	ill.Store(false)
+	w.At = w.At.Add(time.Minute)
+	warm := awaitWarmth(t, s, w, "all", func(got canaryrollout.Warmth) bool { return got.Warm == 3 })
+	if warm.Counts["slow"].IsZero() || !warm.Counts["failing"].After(failed) {
+		t.Errorf("requests count since %v; want those after the warm-ups", warm.Counts)
+	}
+	gone := *w
+	gone.Pods = nil
+	s.Warm(&gone)
+	w.At = w.At.Add(time.Minute)
+	again := awaitWarmth(t, s, w, "all, again", func(got canaryrollout.Warmth) bool { return got.Warm == 3 })
+	if !again.Counts["good"].Equal(good) {
+		t.Errorf("requests to a pod that was away count since %s, want %s as before", again.Counts["good"], good)
+	}
+}

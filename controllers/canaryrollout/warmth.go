@@ -51,6 +51,9 @@ type Warmth struct {
 	Asked bool
 	// Failure says what the first pod by name did that did not answer as it should, "" if none did.
 	Failure string
+	// Counts tells of each ready pod, by its name, since when requests to it are not those of the warm-up; it is zero while
+	// it has had no other.
+	Counts map[string]time.Time
 	// Again is after how long to ask again, 0 for when the warmer wakes the rollout.
 	Again time.Duration
 }

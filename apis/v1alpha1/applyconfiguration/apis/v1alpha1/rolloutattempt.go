@@ -18,8 +18,9 @@ type RolloutAttemptApplyConfiguration struct {
 	// stable is the revision of the stable side when it was looked at last. A step begins anew when it changes, because
 	// the canary is then measured by another.
 	Stable *CanaryRevisionApplyConfiguration `json:"stable,omitempty"`
-	// stableTime is when the stable side last became another revision; unset if it has not since the attempt began.
-	StableTime *v1.Time `json:"stableTime,omitempty"`
+	// recountTime is since when requests count at the earliest: when the stable side last became another revision, or a
+	// person went on in spite of a failed analysis; unset if neither has happened since the attempt began.
+	RecountTime *v1.Time `json:"recountTime,omitempty"`
 	// templates tell the templates that the canary's pods are made from, by the hashes that their Deployment gives them.
 	Templates []string `json:"templates,omitempty"`
 	// outdated are those of the revision before, until the first step: it waits for the update to end that replaces their
@@ -63,11 +64,11 @@ func (b *RolloutAttemptApplyConfiguration) WithStable(value *CanaryRevisionApply
 	return b
 }
 
-// WithStableTime sets the StableTime field in the declarative configuration to the given value
+// WithRecountTime sets the RecountTime field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
-// If called multiple times, the StableTime field is set to the value of the last call.
-func (b *RolloutAttemptApplyConfiguration) WithStableTime(value v1.Time) *RolloutAttemptApplyConfiguration {
-	b.StableTime = &value
+// If called multiple times, the RecountTime field is set to the value of the last call.
+func (b *RolloutAttemptApplyConfiguration) WithRecountTime(value v1.Time) *RolloutAttemptApplyConfiguration {
+	b.RecountTime = &value
 	return b
 }
 

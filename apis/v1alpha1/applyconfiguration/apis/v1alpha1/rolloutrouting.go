@@ -25,7 +25,7 @@ type RolloutRoutingApplyConfiguration struct {
 	// HTTPRoute of yours, and nothing else in it.
 	Mode *apisv1alpha1.RoutingMode `json:"mode,omitempty"`
 	// hosts are the host names that clients call, in mode Owned. When unset, they call the Service that Outrigger makes:
-	// <rollout>.<namespace>.svc.cluster.local.
+	// <rollout>.<namespace>.svc.cluster.local, or what the manager was told to be the cluster's domain.
 	Hosts []string `json:"hosts,omitempty"`
 	// gateways are the Gateways whose traffic is routed, in mode Owned: names, namespace/name, or mesh for callers inside
 	// the mesh. When unset, mesh. They are Istio's own for VirtualServices and the Gateway API's for HTTPRoutes. With
