@@ -15,15 +15,18 @@ import (
 )
 
 // crew is the connections of a run, each with a buffer of its own outside the
-// heap. A few suffice where answers begin at once. Where a store is far, or takes
-// its time, most of a connection's time is waiting, so more are added; they have
-// small buffers, and what they take of memory stays small beside the rest.
+// heap. A few suffice where answers begin at once and come fast. Where a store is
+// far, or slow on each connection, most of a connection's time is waiting, so more
+// are added; they have small buffers, and what they take of memory stays small
+// beside the rest.
 type crew struct {
 	group sync.WaitGroup
 	work  func(buf []byte)
 	// spare are buffers of connections that may be added; they belong to the
 	// engine's lock.
 	spare [][]byte
+	// size counts the connections; it belongs to the engine's lock.
+	size int
 	// answers counts answers, and quickest is how long the quickest took to begin,
 	// in nanoseconds. A store that is near and busy answers some at once.
 	answers, quickest atomic.Int64
@@ -36,10 +39,10 @@ const (
 	farAnswer = 5 * time.Millisecond
 )
 
-// run lets so many connections work, and up to so many more if they are added,
-// and returns when all are done.
-func (c *crew) run(conns, more int, work func(buf []byte)) error {
-	size := conns*bufferSize + more*extraBuffer
+// run lets so many connections work, each with so large a buffer, and up to so many
+// more if they are added, and returns when all are done.
+func (c *crew) run(conns, more, buffer int, work func(buf []byte)) error {
+	size := conns*buffer + more*extraBuffer
 	arena, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
 		return fmt.Errorf("reserving %s of buffers: %w", quantity.FormatBytes(int64(size)), err)
@@ -52,12 +55,12 @@ func (c *crew) run(conns, more int, work func(buf []byte)) error {
 	whole := arena
 	var buffers [][]byte
 	for range conns {
-		buffers = append(buffers, cut(bufferSize))
+		buffers = append(buffers, cut(buffer))
 	}
 	for range more {
 		c.spare = append(c.spare, cut(extraBuffer))
 	}
-	c.work = work
+	c.work, c.size = work, conns
 	c.quickest.Store(math.MaxInt64)
 	for _, buf := range buffers {
 		c.group.Go(func() { work(buf) })
@@ -80,14 +83,15 @@ func (c *crew) answered(took time.Duration) {
 	}
 }
 
-// wantsMore reports whether a connection would help, which shows after so many answers.
-func (c *crew) wantsMore(after int) bool {
-	return len(c.spare) > 0 && c.answers.Load() >= int64(after) && c.quickest.Load() >= int64(farAnswer)
+// isFar reports whether the store is, which shows after so many answers.
+func (c *crew) isFar(after int) bool {
+	return c.answers.Load() >= int64(after) && c.quickest.Load() >= int64(farAnswer)
 }
 
 // add adds a connection. It must be called from one that works.
 func (c *crew) add() {
 	buf := c.spare[0]
 	c.spare = c.spare[1:]
+	c.size++
 	c.group.Go(func() { c.work(buf) })
 }

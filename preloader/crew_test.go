@@ -14,7 +14,7 @@ func TestPullAddsConnectionsForAFarStore(t *testing.T) {
 		env                 settings
 		wantLeast, wantMost int64
 	}{
-		"left to itself":             {wantLeast: defaultConns + 1, wantMost: mostConns},
+		"left to itself":             {wantLeast: nearConns + 1, wantMost: mostConns},
 		"a number was asked for":     {env: settings{"PRELOADER_CONNS": "8"}, wantLeast: 2, wantMost: 8},
 		"memory was bounded":         {env: settings{"PRELOADER_MEM": "9Mi"}, wantLeast: 2, wantMost: 12},
 		"KServe's own bound was set": {env: settings{"S3_MAX_FILE_CONCURRENCY": "4"}, wantLeast: 2, wantMost: 4},
@@ -28,22 +28,7 @@ func TestPullAddsConnectionsForAFarStore(t *testing.T) {
 				want[rel] = noise(uint64(i), 3000)
 				s.put("m/"+rel, want[rel])
 			}
-			var running, most atomic.Int64
-			s.faults(func(a asked) fault {
-				if a.op != "Get" {
-					return fault{}
-				}
-				return fault{
-					before: func() {
-						now := running.Add(1)
-						for seen := most.Load(); now > seen && !most.CompareAndSwap(seen, now); {
-							seen = most.Load()
-						}
-					},
-					pause: 4 * farAnswer,
-					done:  func() { running.Add(-1) },
-				}
-			})
+			most := s.mostAtOnce(fault{pause: 4 * farAnswer})
 			dir := t.TempDir()
 			wantCode(t, run(t, with(serverSettings(s), tc.env), "s3://models/m", dir), ExitOK, "Completed")
 			wantTree(t, dir, want)
@@ -52,6 +37,42 @@ func TestPullAddsConnectionsForAFarStore(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestPullAddsConnectionsWhereEachIsSlow(t *testing.T) {
+	s := newFaultServer(t)
+	want := map[string][]byte{}
+	for i := range 48 {
+		rel := fmt.Sprintf("shard-%d", i)
+		want[rel] = noise(uint64(i), mebibyte)
+		s.put("m/"+rel, want[rel])
+	}
+	most := s.mostAtOnce(fault{trickle: time.Millisecond})
+	dir := t.TempDir()
+	wantCode(t, run(t, serverSettings(s), "s3://models/m", dir), ExitOK, "Completed")
+	wantTree(t, dir, want)
+	if got := most.Load(); got <= nearConns || got > mostConns {
+		t.Errorf("%d requests ran at once, want %d to %d", got, nearConns+1, mostConns)
+	}
+}
+
+// mostAtOnce lets every Get suffer the fault, and counts how many run at once at most.
+func (s *faultServer) mostAtOnce(f fault) *atomic.Int64 {
+	var running, most atomic.Int64
+	f.before = func() {
+		now := running.Add(1)
+		for seen := most.Load(); now > seen && !most.CompareAndSwap(seen, now); {
+			seen = most.Load()
+		}
+	}
+	f.done = func() { running.Add(-1) }
+	s.faults(func(a asked) fault {
+		if a.op != "Get" {
+			return fault{}
+		}
+		return f
+	})
+	return &most
 }
 
 func TestCrewKnowsANearStore(t *testing.T) {
@@ -66,13 +87,13 @@ func TestCrewKnowsANearStore(t *testing.T) {
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
-			c := crew{spare: make([][]byte, 1)}
+			var c crew
 			c.quickest.Store(int64(time.Hour))
 			for _, a := range tc.answers {
 				c.answered(a)
 			}
-			if got := c.wantsMore(3); got != tc.want {
-				t.Errorf("more are wanted: %t, want %t", got, tc.want)
+			if got := c.isFar(3); got != tc.want {
+				t.Errorf("it is far: %t, want %t", got, tc.want)
 			}
 		})
 	}

@@ -14,7 +14,9 @@ import (
 // maxConns bounds how many requests may run at once.
 const maxConns = 256
 
-// bufferSize is what one connection holds in memory, and the size of a write.
+// bufferSize is a buffer for files that are read or written by one hand, and what one
+// write takes of a larger one: the page cache takes more at once in pieces that are
+// dear to find in memory which has been in use for long.
 const bufferSize = mebibyte
 
 // engine moves the files of one destination. Connections take work from one
@@ -36,8 +38,9 @@ type engine struct {
 	back *writeback
 	// throttle bounds the requests that are under way.
 	throttle *throttle
-	// crew are the connections.
-	crew crew
+	// crew are the connections, and growth decides whether they are too few.
+	crew   crew
+	growth growth
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -120,8 +123,9 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]*FileReco
 	defer stop()
 	most := e.mostRequests(files)
 	conns = max(1, min(conns, most))
-	err := e.crew.run(conns, max(0, min(e.opts.more, most-conns)), func(buf []byte) {
-		w := &worker{buf: buf, line: line{most: mostWater(e.opts.Stall)}}
+	e.growth.begin(time.Now(), processorTime(), readLimits(os.DirFS("/")).processors())
+	err := e.crew.run(conns, max(0, min(e.opts.more, most-conns)), e.opts.buffer, func(buf []byte) {
+		w := &worker{buf: buf, line: line{most: mostWater(e.opts.Stall, len(buf))}}
 		defer w.line.hangUp()
 		if err := e.work(ctx, w); err != nil {
 			e.fail(err)
@@ -226,10 +230,21 @@ func (e *engine) next() task {
 	return task{}
 }
 
-// hire adds a connection if that would help and there is work for it. It must be
+// hire adds connections if that would help and there is work for them. It must be
 // called with the engine's lock.
 func (e *engine) hire() {
-	if len(e.open)+len(e.waiting) > 0 && e.crew.wantsMore(2*e.opts.Conns) && e.throttle.widen() {
+	work := len(e.open) + len(e.waiting)
+	if work == 0 || len(e.crew.spare) == 0 {
+		return
+	}
+	add := 0
+	if now := time.Now(); e.growth.due(now) {
+		add = e.growth.look(now, e.progress.fetched.Load(), processorTime(), e.crew.size)
+	}
+	if add == 0 && e.crew.isFar(2*e.opts.Conns) {
+		add = 1
+	}
+	for ; add > 0 && len(e.crew.spare) > 0 && e.throttle.widen(); add-- {
 		e.crew.add()
 	}
 }
@@ -380,7 +395,7 @@ func (e *engine) confirm(ctx context.Context, f *file) error {
 func (e *engine) handOut(f *file) {
 	part := e.opts.PartSize
 	if part == 0 {
-		part = partSize(f.object.size, e.opts.Conns)
+		part = partSize(f.object.size, max(e.opts.Conns, nearConns))
 	}
 	if f.small() && len(f.segments) == 0 {
 		part = max(f.object.size, 1) // in one request, which tells the checksum too

@@ -84,7 +84,7 @@ func (p *pace) forecast(plan *Plan, opts Options, cpus float64) *Forecast {
 	}
 	slices.Sort(p.answers)
 	conns := opts.Conns
-	if p.answers[0] >= farAnswer {
+	if p.answers[0] >= farAnswer || p.perConnection > 0 && p.perConnection < fastConnection {
 		conns += opts.more
 	}
 	f := &Forecast{

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 )
@@ -36,6 +37,15 @@ func (l limits) room() int64 {
 		room = min(room, l.memory-l.used)
 	}
 	return max(room, 0)
+}
+
+// processors returns how many processors' worth of time this process may use.
+func (l limits) processors() float64 {
+	all := float64(runtime.NumCPU())
+	if l.cpus > 0 {
+		return min(l.cpus, all)
+	}
+	return all
 }
 
 // readLimits looks at control groups of both versions and at the machine's

@@ -262,15 +262,15 @@ func (l *line) wakeAt(n int) {
 	_ = l.socket.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
 }
 
-// mostWater returns how many bytes a connection may collect that counts as stalled
-// after so long without any: one that turns slow must not look as if it stood still.
-func mostWater(stall time.Duration) int {
-	return int(min(lowWater, lowWater*stall/(20*time.Second)))
+// mostWater returns how many bytes a fast connection collects that reads into a buffer
+// of so many bytes and counts as stalled after so long without any: one that turns slow
+// must not look as if it stood still.
+func mostWater(stall time.Duration, buffer int) int {
+	water := time.Duration(max(buffer, mebibyte) / 2)
+	return int(min(water, water*stall/(20*time.Second)))
 }
 
 const (
-	// lowWater is how many bytes a fast connection collects.
-	lowWater = mebibyte / 2
 	// fastRate is from how many bytes a second on that does not delay anything.
 	fastRate = 10e6
 	// lowWaterMargin is what may be in buffers of this process already.
@@ -299,7 +299,7 @@ type lineBody struct {
 // Read reads the body.
 func (b *lineBody) Read(p []byte) (int, error) {
 	wake := 1
-	if b.fast && b.left >= lowWater+lowWaterMargin {
+	if b.fast && b.left >= int64(b.line.most)+lowWaterMargin {
 		wake = max(1, b.line.most)
 	}
 	b.line.wakeAt(wake)

@@ -76,8 +76,9 @@ type Options struct {
 	IO IOMode
 	// Conns is how many requests run at once; 0 means automatic.
 	Conns int
-	// more is how many may be added to an automatic number.
-	more int
+	// more is how many may be added to an automatic number, and buffer is what each of
+	// the first holds in memory.
+	more, buffer int
 	// PartSize is how many bytes one request asks for; 0 means automatic.
 	PartSize int64
 	// Memory bounds the buffers, in bytes.

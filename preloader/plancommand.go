@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -151,7 +150,7 @@ func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger)
 			break
 		}
 	}
-	plan.Forecast = m.pace.forecast(plan, opts, m.cpus())
+	plan.Forecast = m.pace.forecast(plan, opts, m.limits.processors())
 	if err == nil && opts.JIT.URI != "" {
 		plan.JITCache = planCaches(ctx, opts, pairs, plan.Forecast == nil, log)
 	}
@@ -160,14 +159,6 @@ func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger)
 		plan.Failure = &PlanFailure{Code: f.Code, Reason: f.Reason, Message: sentence(f)}
 	}
 	return plan, err
-}
-
-func (m *planner) cpus() float64 {
-	all := float64(runtime.NumCPU())
-	if m.limits.cpus > 0 {
-		return min(m.limits.cpus, all)
-	}
-	return all
 }
 
 func (m *planner) pair(ctx context.Context, pair Pair, plan *PairPlan) error {

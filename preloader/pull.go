@@ -18,10 +18,18 @@ import (
 )
 
 const (
-	// defaultConns is how many requests run at once if nothing else is asked for,
-	// and mostConns how many may where a store is far.
-	defaultConns = 8
-	mostConns    = 32
+	// fewConns and nearConns are how many requests run at once if nothing else is asked
+	// for, with one or two processors and with more; mostConns is how many may where a
+	// store is far, or slow on each connection.
+	fewConns  = 4
+	nearConns = 8
+	mostConns = 32
+
+	// ampleBuffers is what the buffers of the first connections take together, if these
+	// are few, and ampleBuffer what one of them is at most: the larger a read, the
+	// fewer acknowledgements the kernel sends, and the fewer wakings.
+	ampleBuffers = 8 * mebibyte
+	ampleBuffer  = 2 * mebibyte
 )
 
 // Pull fetches every pair in turn, as KServe does, and stops at the first
@@ -65,11 +73,16 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 func (o Options) settled() Options {
 	auto := o.Conns == 0
 	if auto {
-		o.Conns = defaultConns
+		o.Conns = nearConns
+		if readLimits(os.DirFS("/")).processors() <= 2 {
+			o.Conns = fewConns
+		}
 	}
 	o.Conns = int(min(int64(o.Conns), max(1, o.Memory/bufferSize)))
+	o.buffer = int(max(bufferSize, min(ampleBuffer, min(o.Memory, ampleBuffers)/int64(o.Conns))))
+	o.buffer -= o.buffer % bufferSize
 	if auto && o.FileConcurrency == 0 {
-		o.more = int(min(mostConns-int64(o.Conns), max(0, o.Memory-int64(o.Conns)*bufferSize)/extraBuffer))
+		o.more = int(min(mostConns-int64(o.Conns), max(0, o.Memory-int64(o.Conns)*int64(o.buffer))/extraBuffer))
 	}
 	return o
 }

@@ -195,8 +195,14 @@ func (f *file) writeAt(p []byte, off int64) error {
 	}
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	_, err := f.temp.WriteAt(p, off)
-	return err
+	for len(p) > 0 {
+		n, err := f.temp.WriteAt(p[:min(len(p), bufferSize)], off)
+		if err != nil {
+			return err
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
 }
 
 // handOver gives the disk what was written, in stretches that it likes.
