@@ -57,17 +57,21 @@ func TestPullOutlastsPassingTrouble(t *testing.T) {
 		// wasted is how many bytes may come twice.
 		wasted int64
 	}{
-		"connection broken at the first byte": {decide: once(fault{cut: true})},
-		"connection broken in the middle":     {decide: once(fault{cut: true, after: 1_234_567})},
-		"connection broken at the last byte":  {decide: once(fault{cut: true, after: 8*mebibyte - 1})},
-		"connection that stalls":              {decide: once(fault{stall: true, after: 700_000})},
-		"answer that never begins":            {decide: once(fault{pause: 700 * time.Millisecond})},
-		"two times 503 at everything":         {decide: refused(http.StatusServiceUnavailable, "SlowDown")},
-		"two times 500 at everything":         {decide: refused(http.StatusInternalServerError, "InternalError")},
-		"two times 429 at everything":         {decide: refused(http.StatusTooManyRequests, "TooManyRequests")},
-		"another range than asked for":        {decide: once(fault{shiftRange: 1}), wasted: 300_000},
-		"fewer bytes than said":               {decide: once(fault{addLength: 0, cut: true, after: 3})},
-		"a flipped byte starts the file over": {decide: once(fault{flip: true, after: 99}), wasted: 22 * mebibyte},
+		"connection broken at the first byte":     {decide: once(fault{cut: true})},
+		"connection broken in the middle":         {decide: once(fault{cut: true, after: 1_234_567})},
+		"connection broken at the last byte":      {decide: once(fault{cut: true, after: 8*mebibyte - 1})},
+		"connection that stalls":                  {decide: once(fault{stall: true, after: 700_000})},
+		"answer that never begins":                {decide: once(fault{pause: 700 * time.Millisecond})},
+		"two times 503 at everything":             {decide: refused(http.StatusServiceUnavailable, "SlowDown")},
+		"two times 500 at everything":             {decide: refused(http.StatusInternalServerError, "InternalError")},
+		"two times 429 at everything":             {decide: refused(http.StatusTooManyRequests, "TooManyRequests")},
+		"another range than asked for":            {decide: once(fault{shiftRange: 1}), wasted: 300_000},
+		"fewer bytes than said":                   {decide: once(fault{addLength: 0, cut: true, after: 3})},
+		"a flipped byte starts the file over":     {decide: once(fault{flip: true, after: 99}), wasted: 22 * mebibyte},
+		"answers that do not say their length":    {decide: always(fault{chunked: true})},
+		"an answer of no length that breaks off":  {decide: once(fault{chunked: true, cut: true, after: 200_000})},
+		"an answer of no length that is too long": {decide: once(fault{chunked: true, addLength: 10}), wasted: 10 * mebibyte},
+		"tags that a proxy calls weak":            {decide: always(fault{weak: true})},
 		"connections broken again and again": {decide: func(a asked) fault {
 			return fault{cut: a.op == "Get" && a.n > 100_000, after: 65_537}
 		}, wasted: 4 * mebibyte}, // another connection may be tried
@@ -90,6 +94,17 @@ func TestPullOutlastsPassingTrouble(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAHeadWithoutALengthIsNoEmptyObject is about proxies that drop the length from
+// answers to HEAD.
+func TestAHeadWithoutALengthIsNoEmptyObject(t *testing.T) {
+	s := newFaultServer(t)
+	s.putWith("m/model", noise(1, 9*mebibyte), nil)
+	s.faults(func(a asked) fault { return fault{chunked: a.op == "Head"} })
+	dir := t.TempDir()
+	wantCode(t, run(t, with(serverSettings(s), quick), "s3://models/m", dir), ExitIntegrity, "BadAnswer")
+	wantTree(t, dir, map[string][]byte{})
 }
 
 func TestPullGivesUpWithACause(t *testing.T) {

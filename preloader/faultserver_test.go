@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,9 +36,12 @@ type faultServer struct {
 	// decide says what is to go wrong with a request; nil means nothing.
 	decide func(asked) fault
 	// saw looks at every request.
-	saw    func(*http.Request)
-	pages  int // keys a page; 0 means 1000
-	counts map[string]int
+	saw   func(*http.Request)
+	pages int // keys a page; 0 means 1000
+	// listing says how pages are listed: "" as today's S3 does, "1" by the first version
+	// whatever is asked for, "stuck" with the same page again and again.
+	listing string
+	counts  map[string]int
 
 	// putting lets one conditional request at a time be answered.
 	putting sync.Mutex
@@ -76,6 +80,8 @@ type fault struct {
 	addLength  int64  // claim another length
 	before     func() // runs before the answer
 	done       func() // runs after it, for Get
+	chunked    bool   // do not say the length
+	weak       bool   // call the ETag weak, as proxies do that change answers
 	pause      time.Duration
 	hold       <-chan struct{} // send nothing more after `after` bytes until this closes
 	trickle    time.Duration   // let this pass after each 4 KiB beyond `after` bytes
@@ -221,6 +227,7 @@ type listResult struct {
 	XMLName               xml.Name `xml:"ListBucketResult"`
 	IsTruncated           bool
 	NextContinuationToken string `xml:",omitempty"`
+	EncodingType          string `xml:",omitempty"`
 	Contents              []listEntry
 }
 
@@ -243,16 +250,24 @@ func (s *faultServer) list(w http.ResponseWriter, r *http.Request) {
 	if limit == 0 {
 		limit = 1000
 	}
-	var out listResult
+	out := listResult{EncodingType: q.Get("encoding-type")}
+	after := map[string]string{"": q.Get("continuation-token"), "1": q.Get("marker")}[s.listing]
+	last := ""
 	for _, key := range slices.Sorted(maps.Keys(s.objects)) {
-		if !strings.HasPrefix(key, q.Get("prefix")) || key <= q.Get("continuation-token") {
+		if !strings.HasPrefix(key, q.Get("prefix")) || key <= after {
 			continue
 		}
 		if len(out.Contents) == limit {
-			out.IsTruncated, out.NextContinuationToken = true, out.Contents[limit-1].Key
+			if out.IsTruncated = true; s.listing != "1" {
+				out.NextContinuationToken = last
+			}
 			break
 		}
 		o := s.objects[key]
+		last = key
+		if out.EncodingType == "url" {
+			key = url.QueryEscape(key)
+		}
 		out.Contents = append(out.Contents, listEntry{
 			Key: key, Size: len(o.data), ETag: quoteETag(o.etag), LastModified: o.modified.UTC().Format(time.RFC3339),
 		})
@@ -311,7 +326,10 @@ func (s *faultServer) head(w http.ResponseWriter, r *http.Request, key string) {
 		o = p
 	}
 	describe(w, r, o)
-	w.Header().Set("Content-Length", strconv.Itoa(len(o.data)))
+	if w.Header().Set("Content-Length", strconv.Itoa(len(o.data))); f.chunked {
+		w.Header().Del("Content-Length")
+		_ = http.NewResponseController(w).Flush()
+	}
 }
 
 func (s *faultServer) get(w http.ResponseWriter, r *http.Request, key string) {
@@ -348,7 +366,12 @@ func (s *faultServer) get(w http.ResponseWriter, r *http.Request, key string) {
 	}
 	n = min(n, int64(len(o.data))-off)
 	describe(w, r, o)
-	w.Header().Set("Content-Length", strconv.FormatInt(n+f.addLength, 10))
+	if f.weak {
+		w.Header().Set("ETag", "W/"+quoteETag(o.etag))
+	}
+	if w.Header().Set("Content-Length", strconv.FormatInt(n+f.addLength, 10)); f.chunked {
+		w.Header().Del("Content-Length")
+	}
 	if ranged > 0 {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off+f.shiftRange, off+n-1+f.shiftRange, len(o.data)))
 		w.WriteHeader(http.StatusPartialContent)

@@ -94,10 +94,13 @@ func groups(root fs.FS, mount, group string) []string {
 
 func (l *limits) readV2(root fs.FS, group string) {
 	for _, dir := range groups(root, "sys/fs/cgroup", group) {
-		if limit, ok := number(root, path.Join(dir, "memory.max")); ok {
-			stat := fields(root, path.Join(dir, "memory.stat"))
-			current, _ := number(root, path.Join(dir, "memory.current"))
-			l.tighten(limit, current-stat["inactive_file"]-stat["active_file"])
+		// From the high mark on, the kernel takes pages back and slows the group down.
+		for _, mark := range []string{"memory.max", "memory.high"} {
+			if limit, ok := number(root, path.Join(dir, mark)); ok {
+				stat := fields(root, path.Join(dir, "memory.stat"))
+				current, _ := number(root, path.Join(dir, "memory.current"))
+				l.tighten(limit, current-stat["inactive_file"]-stat["active_file"])
+			}
 		}
 		kills, _ := number(root, path.Join(dir, "memory.oom.group"))
 		l.together = l.together || kills == 1

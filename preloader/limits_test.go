@@ -33,6 +33,12 @@ func TestReadLimits(t *testing.T) {
 			},
 			want: limits{memory: 1000, together: true},
 		},
+		"version 2, slowed down before the limit": {
+			files: map[string]string{
+				"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1000\n", "sys/fs/cgroup/memory.high": "800\n",
+			},
+			want: limits{memory: 800},
+		},
 		"version 2, no limit": {
 			files: map[string]string{
 				"proc/self/cgroup":           "0::/a\n",

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"log/slog"
 	"maps"
@@ -20,7 +21,6 @@ import (
 	"sync"
 	"time"
 
-	"serverless.xyz/outrigger/preloader/crc"
 	"serverless.xyz/outrigger/preloader/quantity"
 	"serverless.xyz/outrigger/preloader/safetensors"
 )
@@ -131,44 +131,57 @@ func (p *pull) readWhole(ctx context.Context, e entry, take func(io.Reader) erro
 	return p.src.read(ctx, e.object, span{n: e.object.size}, func(r io.Reader, answered object) error {
 		o := e.object
 		o.answer = answered.answer
-		sum := &summed{r: r}
+		proof, err := choose(VerifyAuto, o, true)
+		if err != nil {
+			return err
+		}
+		sum := newSummed(r, proof)
 		verdict := take(sum)
 		if _, err := io.Copy(io.Discard, sum); err != nil {
 			return err
 		}
-		// Bytes that were damaged on the way say nothing about the index.
-		return cmp.Or(sum.meets(o), verdict)
+		// Bytes that were damaged on the way say nothing about the file.
+		return cmp.Or(sum.meets(), verdict)
 	})
 }
 
-// summed computes the checks that S3 may have of what is read through it.
+// summed computes the check that a proof wants of what is read through it.
 type summed struct {
-	r    io.Reader
-	crcs [3]uint64
+	r     io.Reader
+	proof proof
+	crc   uint64
+	hash  hash.Hash
 }
 
-var summedKinds = [3]*crc.Kind{crc.NVME, crc.Castagnoli, crc.IEEE}
+func newSummed(r io.Reader, p proof) *summed {
+	s := &summed{r: r, proof: p}
+	if p.digest != nil {
+		s.hash = p.digest()
+	}
+	return s
+}
 
+// Read reads on.
 func (s *summed) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
-	for i, kind := range summedKinds {
-		s.crcs[i] = kind.Update(s.crcs[i], p[:n])
+	if s.hash != nil {
+		_, _ = s.hash.Write(p[:n])
+	} else {
+		s.crc = s.proof.crc.Update(s.crc, p[:n])
 	}
 	return n, err
 }
 
-// meets compares with the object's checksum, if that is one of these.
-func (s *summed) meets(o object) error {
-	proof, err := choose(VerifyAuto, o, false)
-	if err != nil || proof.want == nil || proof.digest != nil || proof.cut > 0 {
-		return err
+// meets compares with the proof, if that is of the whole.
+func (s *summed) meets() error {
+	got := s.proof.crc.BytesOf(s.crc)
+	if s.hash != nil {
+		got = s.hash.Sum(nil)
 	}
-	for i, kind := range summedKinds {
-		if kind == proof.crc && !bytes.Equal(kind.BytesOf(s.crcs[i]), proof.want) {
-			return &protocolError{"an answer does not match the object's checksum"}
-		}
+	if s.proof.want == nil || s.proof.cut > 0 || bytes.Equal(got, s.proof.want) {
+		return nil
 	}
-	return nil
+	return &protocolError{"an answer does not match the object's checksum"}
 }
 
 // lint reads the headers of the safetensors files that are about to be fetched,

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // logger writes to standard error, as KServe's initializer does: plain lines,
@@ -38,10 +39,10 @@ func (h *plainHandler) Enabled(_ context.Context, level slog.Level) bool {
 // Handle writes the line in one piece.
 func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
 	var line strings.Builder
-	fmt.Fprintf(&line, "%s %-5s %s", r.Time.UTC().Format(time.RFC3339), r.Level, r.Message)
+	fmt.Fprintf(&line, "%s %-5s %s", r.Time.UTC().Format(time.RFC3339), r.Level, shown(r.Message))
 	write := func(a slog.Attr) bool {
 		value := a.Value.String()
-		if strings.ContainsAny(value, " \t\n\"=") {
+		if strings.ContainsAny(value, " \"=") || shown(value) != value {
 			value = strconv.Quote(value)
 		}
 		line.WriteString(" " + a.Key + "=" + value)
@@ -56,6 +57,27 @@ func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
 	defer h.mu.Unlock()
 	_, err := io.WriteString(h.out, line.String())
 	return err
+}
+
+// shown returns text with characters that a terminal would obey, or that show nothing,
+// written as Go writes them: names come from a store, and anybody may have chosen them.
+func shown(text string) string {
+	hidden := func(r rune) bool { return !strconv.IsPrint(r) }
+	if !strings.ContainsFunc(text, hidden) && utf8.ValidString(text) {
+		return text
+	}
+	var b strings.Builder
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
+		quoted := strconv.Quote(text[:n])
+		if (r == utf8.RuneError && n == 1) || hidden(r) {
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteString(text[:n])
+		}
+		text = text[n:]
+	}
+	return b.String()
 }
 
 // WithAttrs returns a handler that adds attrs to every line.

@@ -48,7 +48,8 @@ func (o object) age(now time.Time) time.Duration { return now.Sub(time.Unix(o.mo
 // have no ETag for files that were put beneath them; their date must do.
 func (o object) version() string {
 	if o.etag != "" {
-		return o.etag
+		// A proxy may call a tag weak in some answers, and not in others.
+		return strings.TrimPrefix(o.etag, `W/"`)
 	}
 	return "modified " + time.Unix(o.modified, 0).UTC().Format(time.RFC3339)
 }
@@ -81,6 +82,44 @@ type body struct {
 	object object
 }
 
+// exactly returns the body for an answer of so many bytes, whose length may not be said.
+func (b body) exactly(n int64, length *int64) body {
+	if length == nil {
+		b.ReadCloser = &exactBody{ReadCloser: b.ReadCloser, left: n}
+	}
+	return b
+}
+
+// exactBody is a body whose length the answer did not say. It gives its last bytes only
+// once it has seen that they are.
+type exactBody struct {
+	io.ReadCloser
+
+	left int64
+}
+
+// Read reads the body.
+func (b *exactBody) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	if b.left -= int64(n); b.left > 0 || err != nil && !errors.Is(err, io.EOF) {
+		return n, err
+	}
+	var beyond [1]byte
+	for m := 0; err == nil; {
+		if m, err = b.ReadCloser.Read(beyond[:]); m > 0 {
+			err = &protocolError{"the server sent more bytes than the object has"}
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		return n, nil
+	}
+	b.left += int64(n)
+	return 0, err
+}
+
 // source is where objects come from. Errors are a *ExitError if no retry can
 // help, errChanged, a *throttled, or anything else for a passing trouble.
 type source interface {
@@ -109,11 +148,15 @@ func each(ctx context.Context, src source, prefix string, siblings bool, take fu
 		dir = prefix + "/"
 	}
 	ask, token, found := prefix, "", false
-	for {
+	for before := []object(nil); ; {
 		objects, next, err := src.page(ctx, ask, token)
 		if err != nil {
 			return err
 		}
+		if token != "" && (next == token || beginsAlike(objects, before)) {
+			return errNoEnd // the same again and again
+		}
+		before = objects
 		for _, o := range objects {
 			if o.key != prefix && !strings.HasPrefix(o.key, dir) {
 				continue
@@ -129,6 +172,15 @@ func each(ctx context.Context, src source, prefix string, siblings bool, take fu
 			ask, token = dir, ""
 		}
 	}
+}
+
+// beginsAlike reports whether two pages begin with the same key.
+func beginsAlike(a, b []object) bool { return len(a) > 0 && len(b) > 0 && a[0].key == b[0].key }
+
+// errNoEnd says that a listing does not come on.
+var errNoEnd = &ExitError{
+	Code: ExitIntegrity, Reason: "BadListing", Cause: "the server says that there is more to list, but does not list it",
+	Advice: "The endpoint, or a proxy before it, does not list objects as S3 does.",
 }
 
 // errChanged says that the object is no longer the version that was asked for.

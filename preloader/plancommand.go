@@ -450,14 +450,14 @@ func (plan *Plan) String() string {
 }
 
 func describeLine(b *strings.Builder, name, format string, args ...any) {
-	fmt.Fprintf(b, "  %-13s %s\n", name, fmt.Sprintf(format, args...))
+	fmt.Fprintf(b, "  %-13s %s\n", name, shown(fmt.Sprintf(format, args...)))
 }
 
 // mostNamed bounds how many files a plan names in text.
 const mostNamed = 5
 
 func (plan *PairPlan) describe(b *strings.Builder) {
-	fmt.Fprintf(b, "%s -> %s\n", plan.Source, plan.Directory)
+	fmt.Fprintf(b, "%s -> %s\n", shown(plan.Source), shown(plan.Directory))
 	line := func(name, format string, args ...any) { describeLine(b, name, format, args...) }
 	if plan.Note != "" {
 		line("note", "%s", plan.Note)

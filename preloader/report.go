@@ -178,7 +178,7 @@ func sentence(f *ExitError) string {
 	if f.Advice != "" {
 		text += " " + f.Advice
 	}
-	return text
+	return shown(text)
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

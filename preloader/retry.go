@@ -130,10 +130,16 @@ func exhausted(what string, attempts int, err error) *ExitError {
 	}
 	var p *protocolError
 	var t *throttled
+	var c *credentialsError
+	var ended *expired
 	switch {
+	case errors.As(err, &c), errors.As(err, &ended):
+		f.Code, f.Reason = ExitDenied, "NoCredentials"
+		f.Advice = "Credentials have ended and could not be renewed: look at the pod's role and at who gives them; " +
+			"the next start goes on where this one stopped."
 	case errors.As(err, &p):
 		f.Code, f.Reason = ExitIntegrity, "BadAnswer"
-		f.Advice = "The endpoint, or a proxy before it, does not answer ranged requests rightly."
+		f.Advice = "The endpoint, or a proxy before it, does not answer as S3 does."
 	case errors.As(err, &t):
 		f.Reason = "Throttled"
 		f.Advice = "The store asks for fewer requests: lower PRELOADER_CONNS, or start fewer pods at once."

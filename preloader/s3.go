@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +29,8 @@ type s3Source struct {
 	answerBy time.Duration
 	// region holds a region that the store named in an answer, once it did.
 	region atomic.Pointer[string]
+	// keys sign requests; nil where they are not signed.
+	keys *keys
 
 	// wire is for reading objects; it is nil where only the SDK can, and belongs
 	// to the region that it was sampled at.
@@ -38,32 +41,69 @@ type s3Source struct {
 }
 
 func newS3Source(client *s3.Client, bucket string, opts Options) *s3Source {
-	return &s3Source{client: client, bucket: bucket, answerBy: opts.ReadTimeout + opts.Stall}
+	s := &s3Source{client: client, bucket: bucket, answerBy: opts.ReadTimeout + opts.Stall}
+	s.keys, _ = client.Options().Credentials.(*keys)
+	return s
 }
 
 // bounded makes a request whose answer is read at once. The client bounds the wait for
 // its head only; one that stalls after it is ended here.
 func (s *s3Source) bounded(ctx context.Context, ask func(context.Context) error) error {
 	if s.answerBy <= 0 {
-		return ask(ctx)
+		return s.insisting(ctx, ask)
 	}
 	asking, cancel := context.WithTimeoutCause(ctx, s.answerBy, errStalled)
 	defer cancel()
-	err := ask(asking)
+	err := s.insisting(asking, ask)
 	if err != nil && ctx.Err() == nil {
 		return stallOr(asking, err)
 	}
 	return err
 }
 
+// insisting makes a request once more if the store named another region for it, or
+// refused credentials that have ended and could be renewed.
+func (s *s3Source) insisting(ctx context.Context, ask func(context.Context) error) error {
+	region := s.region.Load()
+	var used aws.Credentials
+	if s.keys != nil {
+		var err error
+		if used, err = s.keys.Retrieve(ctx); err != nil {
+			return err
+		}
+	}
+	err := ask(ctx)
+	if err == nil {
+		return nil
+	}
+	if s.learnRegion(err, region) {
+		return ask(ctx)
+	}
+	renewed, trouble := s.keys.renew(ctx, err, used)
+	if trouble != nil {
+		return trouble
+	}
+	if renewed {
+		return ask(ctx)
+	}
+	return err
+}
+
+// listing1 starts a token that continues a listing of S3's first version, after the key
+// behind it.
+const listing1 = "after "
+
 func (s *s3Source) page(ctx context.Context, prefix, token string) ([]object, string, error) {
-	in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &prefix, ContinuationToken: optional(token)}
 	var out *s3.ListObjectsV2Output
 	err := s.bounded(ctx, func(ctx context.Context) (err error) {
-		out, err = s.client.ListObjectsV2(ctx, in, s.atRegion)
-		if s.learnRegion(err) {
-			out, err = s.client.ListObjectsV2(ctx, in, s.atRegion)
+		// Encoded, because XML does not hold every character that a key may have.
+		in := &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &prefix, EncodingType: types.EncodingTypeUrl}
+		if after, first := strings.CutPrefix(token, listing1); first {
+			out, err = s.page1(ctx, in, after)
+			return err
 		}
+		in.ContinuationToken = optional(token)
+		out, err = s.client.ListObjectsV2(ctx, in, s.atRegion)
 		return err
 	})
 	if err != nil {
@@ -71,19 +111,52 @@ func (s *s3Source) page(ctx context.Context, prefix, token string) ([]object, st
 	}
 	objects := make([]object, 0, len(out.Contents))
 	for _, o := range out.Contents {
-		objects = append(objects, listedObject(o))
+		found, err := listedObject(o, out.EncodingType)
+		if err != nil {
+			return nil, "", fmt.Errorf("listing s3://%s/%s: %w", s.bucket, prefix, err)
+		}
+		objects = append(objects, found)
 	}
-	if !aws.ToBool(out.IsTruncated) {
-		return objects, "", nil
+	next := ""
+	switch {
+	case !aws.ToBool(out.IsTruncated):
+	case aws.ToString(out.NextContinuationToken) != "":
+		next = *out.NextContinuationToken
+	case len(objects) > 0: // a store that knows only the first version of listings
+		next = listing1 + objects[len(objects)-1].key
+	default:
+		return nil, "", fmt.Errorf("listing s3://%s/%s: %w", s.bucket, prefix, errNoEnd)
 	}
-	return objects, aws.ToString(out.NextContinuationToken), nil
+	return objects, next, nil
 }
 
-func listedObject(o types.Object) object {
-	return object{
-		key: aws.ToString(o.Key), size: aws.ToInt64(o.Size),
-		etag: trimETag(aws.ToString(o.ETag)), modified: aws.ToTime(o.LastModified).Unix(),
+// page1 is a page of a listing of S3's first version.
+func (s *s3Source) page1(ctx context.Context, in *s3.ListObjectsV2Input, after string) (*s3.ListObjectsV2Output, error) {
+	out, err := s.client.ListObjects(ctx, &s3.ListObjectsInput{
+		Bucket: in.Bucket, Prefix: in.Prefix, EncodingType: in.EncodingType, Marker: &after,
+	}, s.atRegion)
+	if err != nil {
+		return nil, err
 	}
+	return &s3.ListObjectsV2Output{Contents: out.Contents, IsTruncated: out.IsTruncated, EncodingType: out.EncodingType}, nil
+}
+
+func listedObject(o types.Object, encoding types.EncodingType) (object, error) {
+	key := aws.ToString(o.Key)
+	if encoding == types.EncodingTypeUrl {
+		plain, err := url.QueryUnescape(key)
+		if err != nil {
+			return object{}, &protocolError{fmt.Sprintf("the server lists key %q, which it says is encoded: %v", key, err)}
+		}
+		key = plain
+	}
+	if aws.ToInt64(o.Size) < 0 {
+		return object{}, &protocolError{fmt.Sprintf("the server lists key %q with %d bytes", key, *o.Size)}
+	}
+	return object{
+		key: key, size: aws.ToInt64(o.Size),
+		etag: trimETag(aws.ToString(o.ETag)), modified: aws.ToTime(o.LastModified).Unix(),
+	}, nil
 }
 
 func (s *s3Source) head(ctx context.Context, key string) (object, error) {
@@ -96,6 +169,10 @@ func (s *s3Source) head(ctx context.Context, key string) (object, error) {
 	})
 	if err != nil {
 		return object{}, fmt.Errorf("reading the head of s3://%s/%s: %w", s.bucket, key, s.explain(err, key))
+	}
+	if aws.ToInt64(out.ContentLength) < 0 || out.ContentLength == nil { // which is not to say that it is empty
+		return object{}, fmt.Errorf("reading the head of s3://%s/%s: %w", s.bucket, key,
+			&protocolError{"the server does not say how long the object is"})
 	}
 	return object{
 		key: key, size: aws.ToInt64(out.ContentLength), etag: trimETag(aws.ToString(out.ETag)),
@@ -131,12 +208,16 @@ func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
 	if !whole {
 		in.Range = aws.String(fmt.Sprintf("bytes=%d-%d", part.off, part.end()-1))
 	}
-	out, err := s.client.GetObject(ctx, in, s.atRegion, func(opt *s3.Options) {
-		if whole {
-			// The header alone, not the input field: that would wrap the body
-			// in the SDK's own slow check.
-			opt.APIOptions = append(opt.APIOptions, checksumHeader)
-		}
+	var out *s3.GetObjectOutput
+	err := s.insisting(ctx, func(ctx context.Context) (err error) {
+		out, err = s.client.GetObject(ctx, in, s.atRegion, func(opt *s3.Options) {
+			if whole {
+				// The header alone, not the input field: that would wrap the body
+				// in the SDK's own slow check.
+				opt.APIOptions = append(opt.APIOptions, checksumHeader)
+			}
+		})
+		return err
 	})
 	if err != nil {
 		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, s.explain(err, o.key))
@@ -160,7 +241,7 @@ func (s *s3Source) get(ctx context.Context, o object, part span) (body, error) {
 		_ = out.Body.Close()
 		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, err)
 	}
-	return b, nil
+	return b.exactly(part.n, out.ContentLength), nil
 }
 
 func checksumHeader(stack *middleware.Stack) error {
@@ -170,8 +251,10 @@ func checksumHeader(stack *middleware.Stack) error {
 // checkRange checks that an answer holds exactly the span that was asked for.
 func checkRange(o object, part span, contentRange string, length *int64) error {
 	if contentRange == "" {
-		// No range in the answer means the whole object, asked for or not.
-		if part.off != 0 || length == nil || *length != part.n {
+		// No range in the answer means the whole object, asked for or not. One whose length
+		// is not said is measured by an exactBody.
+		whole := part.off == 0 && part.n == o.size
+		if !whole || length != nil && *length != part.n {
 			return &protocolError{fmt.Sprintf("the server answered %d bytes for bytes %d to %d of %d",
 				aws.ToInt64(length), part.off, part.end()-1, o.size)}
 		}
@@ -220,17 +303,21 @@ func (s *s3Source) atRegion(o *s3.Options) {
 	}
 }
 
-// learnRegion reports whether err is the store's hint at another region that
-// has not been tried yet.
-func (s *s3Source) learnRegion(err error) bool {
+// learnRegion reports whether err is the store's hint at another region than the
+// request was signed for, which is nil for the client's own.
+func (s *s3Source) learnRegion(err error, used *string) bool {
 	var answer *smithyhttp.ResponseError
-	if !errors.As(err, &answer) || answer.Response == nil || s.region.Load() != nil {
+	if !errors.As(err, &answer) || answer.Response == nil {
 		return false
 	}
 	region := answer.Response.Header.Get("X-Amz-Bucket-Region")
-	if region == "" || region == s.client.Options().Region {
+	was := s.client.Options().Region
+	if used != nil {
+		was = *used
+	}
+	if region == "" || region == was {
 		return false
 	}
-	s.region.Store(&region)
+	s.region.CompareAndSwap(used, &region) // whoever learned it meanwhile learned the same
 	return true
 }

@@ -3,12 +3,14 @@
 package preloader
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -16,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
@@ -23,27 +26,24 @@ import (
 // newS3Client returns a client that follows KServe's S3 settings. The SDK's
 // default chain finds credentials: static, web identity, pod identity, instance.
 func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, error) {
+	// The SDK opens the file that this names even where checks are off, and
+	// words its own error about it.
+	if err := errors.Join(os.Unsetenv("AWS_CA_BUNDLE"), keepStoreFromTokenService()); err != nil {
+		return nil, err
+	}
+	bundle, err := opts.readBundle()
+	if err != nil {
+		return nil, err
+	}
 	load := []func(*config.LoadOptions) error{
 		config.WithRegion(opts.Region),
-		config.WithHTTPClient(httpClient(opts, conns)),
+		config.WithLogger(logging.Nop{}), // what it would say is not in the form of this log
+		// For credentials only: what is said about the store's certificate, by S3_VERIFY_SSL
+		// or by a bundle of its own, does not hold for who gives them.
+		config.WithHTTPClient(trusting(awshttp.NewBuildableClient(), bundle.withSystem)),
 		// Ranges have no checksum to validate, and the SDK's CRC64NVME is slow;
 		// the preloader checks whole files itself.
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
-	}
-	// The SDK opens the file that this names even where checks are off, and
-	// words its own error about it.
-	if err := os.Unsetenv("AWS_CA_BUNDLE"); err != nil {
-		return nil, err
-	}
-	if opts.CABundle != "" {
-		pem, err := os.ReadFile(opts.CABundle)
-		if err != nil {
-			return nil, &ExitError{
-				Code: ExitConfig, Reason: "CABundle", Cause: "the CA bundle cannot be read",
-				Advice: "Check AWS_CA_BUNDLE, or CA_BUNDLE_CONFIGMAP_NAME and its mount.", Err: err,
-			}
-		}
-		load = append(load, config.WithCustomCABundle(bytes.NewReader(pem)))
 	}
 	if opts.AccessKeyID != "" && opts.SecretAccessKey != "" {
 		load = append(load, config.WithCredentialsProvider(
@@ -56,13 +56,17 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 	if err != nil {
 		return nil, &ExitError{
 			Code: ExitConfig, Reason: "Configuration", Cause: "the AWS configuration cannot be loaded",
-			Advice: "Check the AWS_* environment variables and the CA bundle.", Err: err,
+			Advice: "Check the AWS_* environment variables.", Err: err,
 		}
+	}
+	if cache, ok := cfg.Credentials.(*aws.CredentialsCache); ok && !opts.Anonymous {
+		cfg.Credentials = &keys{cache: cache}
 	}
 	if err := haveCredentials(ctx, cfg.Credentials, opts); err != nil {
 		return nil, err
 	}
 	return s3.NewFromConfig(cfg, func(o *s3.Options) {
+		o.HTTPClient = trusting(httpClient(opts, conns), bundle.alone)
 		if opts.Endpoint != "" {
 			o.BaseEndpoint = aws.String(opts.Endpoint)
 			// Like boto3: a custom endpoint rarely has a name for each bucket.
@@ -99,10 +103,63 @@ func (o Options) headers() map[string]string {
 	return all
 }
 
+// bundle are certificates of authorities; both are nil where none are given.
+type bundle struct {
+	// alone is what was given, and withSystem adds it to the system's own.
+	alone, withSystem *x509.CertPool
+}
+
+func (o Options) readBundle() (bundle, error) {
+	if o.CABundle == "" {
+		return bundle{}, nil
+	}
+	failure := &ExitError{
+		Code: ExitConfig, Reason: "CABundle", Cause: "the CA bundle cannot be read",
+		Advice: "Check AWS_CA_BUNDLE, or CA_BUNDLE_CONFIGMAP_NAME and its mount.",
+	}
+	pem, err := os.ReadFile(o.CABundle)
+	if err != nil {
+		failure.Err = err
+		return bundle{}, failure
+	}
+	b := bundle{alone: x509.NewCertPool()}
+	if !b.alone.AppendCertsFromPEM(pem) {
+		failure.Cause = "the CA bundle " + strconv.Quote(o.CABundle) + " holds no certificate"
+		return bundle{}, failure
+	}
+	if b.withSystem, err = x509.SystemCertPool(); err != nil {
+		b.withSystem = x509.NewCertPool()
+	}
+	b.withSystem.AppendCertsFromPEM(pem)
+	return b, nil
+}
+
+// trusting has a client trust these authorities, or the system's if there are none.
+func trusting(client *awshttp.BuildableClient, roots *x509.CertPool) *awshttp.BuildableClient {
+	if roots == nil {
+		return client
+	}
+	return client.WithTransportOptions(func(t *http.Transport) {
+		if t.TLSClientConfig == nil {
+			t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		t.TLSClientConfig.RootCAs = roots
+	})
+}
+
 // isGoogle reports whether an endpoint is Google Cloud Storage's S3 interface.
 func isGoogle(endpoint string) bool {
-	u, err := url.Parse(endpoint)
-	return err == nil && strings.HasPrefix(u.Hostname(), "storage") && strings.HasSuffix(u.Hostname(), ".googleapis.com")
+	host := hostOf(endpoint)
+	return strings.HasPrefix(host, "storage") && strings.HasSuffix(host, ".googleapis.com")
+}
+
+// hostOf returns the host of an address, or nothing if it is none.
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Hostname()
 }
 
 // leaveEncodingUnsigned removes a header that the SDK signs and that Google
@@ -117,27 +174,6 @@ func leaveEncodingUnsigned(stack *middleware.Stack) error {
 			}
 			return next.HandleFinalize(ctx, in)
 		}), "Signing", middleware.Before)
-}
-
-// haveCredentials fetches the credentials once before they are needed, because
-// from within a request their absence looks like any other trouble.
-func haveCredentials(ctx context.Context, provider aws.CredentialsProvider, opts Options) error {
-	if opts.Anonymous {
-		return nil
-	}
-	_, err := provider.Retrieve(ctx)
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return &ExitError{
-		Code: ExitDenied, Reason: "NoCredentials", Cause: "no usable AWS credentials were found",
-		Advice: "Give the service a ServiceAccount with an S3 secret or a role, " +
-			"or annotate the secret with serving.kserve.io/s3-useanoncredential for a public bucket.",
-		Err: err,
-	}
 }
 
 // httpClient returns a client that keeps one connection for each request in

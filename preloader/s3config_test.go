@@ -48,7 +48,7 @@ func TestPullOverTLS(t *testing.T) {
 		},
 		"checks turned off":                  {settings{"S3_VERIFY_SSL": "0"}, ExitOK, "Completed"},
 		"checks turned off, missing bundle":  {settings{"S3_VERIFY_SSL": "False", "AWS_CA_BUNDLE": "/none"}, ExitOK, "Completed"},
-		"a bundle that holds no certificate": {settings{"AWS_CA_BUNDLE": junk}, ExitConfig, "Configuration"},
+		"a bundle that holds no certificate": {settings{"AWS_CA_BUNDLE": junk}, ExitConfig, "CABundle"},
 		"a mounted bundle that is not there": {
 			settings{"CA_BUNDLE_CONFIGMAP_NAME": "ca", "CA_BUNDLE_VOLUME_MOUNT_POINT": "/none"},
 			ExitConfig,
@@ -242,4 +242,14 @@ func TestPullWithoutAnyCredentials(t *testing.T) {
 	if !strings.Contains(out.last, "ServiceAccount") {
 		t.Errorf("termination message %q gives no advice", out.last)
 	}
+}
+
+// certificateFile writes a certificate as a bundle has it.
+func certificateFile(t *testing.T, der []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "bundle.crt")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

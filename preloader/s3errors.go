@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -21,6 +22,13 @@ const adviceCredentials = "Check the secret of the service's ServiceAccount, or 
 // no retry helps, errChanged, a *throttled, or the error itself. what is the
 // key or prefix in question.
 func (s *s3Source) explain(err error, what string) error {
+	// Trouble with credentials is not the store's, and may pass.
+	if c, ok := errors.AsType[*credentialsError](err); ok {
+		return c
+	}
+	if e, ok := errors.AsType[*expired](err); ok {
+		return e
+	}
 	if f := explainTLS(err); f != nil {
 		return f
 	}
@@ -59,7 +67,13 @@ func (s *s3Source) explainStatus(err error, answer *smithyhttp.ResponseError, co
 	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout, status == http.StatusTooEarly,
 		code == "RequestTimeout":
 		return brief(err, status, code)
-	case status == http.StatusUnauthorized, status == http.StatusForbidden, code == "ExpiredToken", code == "InvalidToken":
+	case code == "RequestTimeTooSkewed":
+		return &ExitError{
+			Code: ExitDenied, Reason: "ClockSkew", Cause: "the clock of this node is too far from the store's",
+			Advice: "The store's clock says " + strconv.Quote(answer.Response.Header.Get("Date")) +
+				"; set the node's, best by a time service.", Err: brief(err, status, code),
+		}
+	case status == http.StatusUnauthorized, status == http.StatusForbidden, slices.Contains(endedCodes, code):
 		return &ExitError{
 			Code: ExitDenied, Reason: "AccessDenied", Cause: "the store refused access to " + uri,
 			Advice: adviceCredentials, Err: brief(err, status, code),

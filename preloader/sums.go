@@ -11,6 +11,8 @@ import (
 	"io"
 	"path"
 	"strings"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // sumsName is a file at the top of a model that lists digests of its files, as sha256sum
@@ -23,9 +25,9 @@ const largestSums = 16 * mebibyte
 // sums are SHA-256 digests by path.
 type sums map[string][sha256.Size]byte
 
-// parseSums reads lines of a digest and a path. What is no such line says nothing, and
-// one that is far too long ends the reading.
-func parseSums(r io.Reader) (sums, error) {
+// parseSums reads lines of a digest and a path, and keeps those of wanted paths. What is
+// no such line says nothing, and one that is far too long ends the reading.
+func parseSums(r io.Reader, wanted func(rel string) bool) (sums, error) {
 	found := sums{}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
@@ -36,7 +38,9 @@ func parseSums(r io.Reader) (sums, error) {
 		if !ok || err != nil || len(raw) != sha256.Size || name == "" {
 			continue
 		}
-		found[path.Clean(name)] = [sha256.Size]byte(raw)
+		if rel := path.Clean(name); wanted(rel) {
+			found[rel] = [sha256.Size]byte(raw)
+		}
 	}
 	if err := lines.Err(); !errors.Is(err, bufio.ErrTooLong) {
 		return found, err
@@ -47,12 +51,18 @@ func parseSums(r io.Reader) (sums, error) {
 // readSums reads the digests that the model brings along, if it does and they may matter.
 func (p *pull) readSums(ctx context.Context, entries []entry) (sums, error) {
 	e := find(entries, sumsName)
-	if e == nil || p.opts.Verify == VerifyOff || e.object.size > largestSums {
+	switch {
+	case e == nil, p.opts.Verify == VerifyOff:
+		return nil, nil
+	case e.object.size > largestSums:
+		p.log.Warn("SHA256SUMS is too long to be read", "bytes", quantity.FormatBytes(e.object.size),
+			"longest", quantity.FormatBytes(largestSums))
 		return nil, nil
 	}
+	wanted := func(rel string) bool { return find(entries, rel) != nil }
 	var found sums
 	err := p.readWhole(ctx, *e, func(r io.Reader) (err error) {
-		found, err = parseSums(r)
+		found, err = parseSums(r, wanted)
 		return err
 	})
 	return found, err

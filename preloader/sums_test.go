@@ -21,9 +21,10 @@ func TestParseSums(t *testing.T) {
 	}
 	text := strings.Join([]string{
 		"# made by hand", "", digest + "  a", digest + " *b c\r", digest + "  ./d/e", strings.ToUpper(digest) + " f",
-		digest[2:] + "  short", digest, digest + "  ", strings.Repeat("zz", 32) + "  g", strings.Repeat("x", 100_000),
+		digest[2:] + "  short", digest, digest + "  ", digest + "  foreign",
+		strings.Repeat("zz", 32) + "  g", strings.Repeat("x", 100_000),
 	}, "\n")
-	got, err := parseSums(strings.NewReader(text))
+	got, err := parseSums(strings.NewReader(text), func(rel string) bool { return rel != "foreign" })
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("error %v (-want +got):\n%s", err, diff)
 	}
@@ -32,7 +33,7 @@ func TestParseSums(t *testing.T) {
 func FuzzParseSums(f *testing.F) {
 	f.Add(strings.Repeat("ab", 32) + "  a\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		found, _ := parseSums(strings.NewReader(text))
+		found, _ := parseSums(strings.NewReader(text), func(rel string) bool { return rel != "foreign" })
 		for name := range found {
 			if name == "" {
 				t.Errorf("a digest without a name in %q", text)

@@ -61,9 +61,11 @@ func (u *uploader) put(ctx context.Context, key string, data []byte, contentType
 	return u.repeat(ctx, "writing "+u.uri(key), func() error {
 		ctx, cancel := context.WithTimeout(ctx, uploadTimeout)
 		defer cancel()
-		in.Body = bytes.NewReader(data)
-		_, err := u.src.client.PutObject(ctx, in, u.src.atRegion, plainly)
-		return u.explain(err, key)
+		return u.explain(u.src.insisting(ctx, func(ctx context.Context) error {
+			in.Body = bytes.NewReader(data)
+			_, err := u.src.client.PutObject(ctx, in, u.src.atRegion, plainly)
+			return err
+		}), key)
 	})
 }
 
@@ -81,8 +83,8 @@ func (u *uploader) uri(key string) string { return "s3://" + u.src.bucket + "/" 
 
 // explain words an error of writing.
 func (u *uploader) explain(err error, key string) error {
-	if err == nil || u.src.learnRegion(err) {
-		return err // the next try goes to the right region
+	if err == nil {
+		return nil
 	}
 	if answer, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
 		switch answer.HTTPStatusCode() {
@@ -186,10 +188,14 @@ func (l *largeObject) upload(number int32, data []byte) error {
 	return l.u.repeat(l.ctx, "writing a part of "+l.u.uri(l.key), func() error {
 		ctx, cancel := context.WithTimeout(l.ctx, uploadTimeout)
 		defer cancel()
-		out, err := l.u.src.client.UploadPart(ctx, &s3.UploadPartInput{
-			Bucket: &l.u.src.bucket, Key: &l.key, UploadId: &l.id, PartNumber: &number,
-			Body: bytes.NewReader(data), ContentMD5: contentMD5(data), ContentLength: aws.Int64(int64(len(data))),
-		}, l.u.src.atRegion, plainly)
+		var out *s3.UploadPartOutput
+		err := l.u.src.insisting(ctx, func(ctx context.Context) (err error) {
+			out, err = l.u.src.client.UploadPart(ctx, &s3.UploadPartInput{
+				Bucket: &l.u.src.bucket, Key: &l.key, UploadId: &l.id, PartNumber: &number,
+				Body: bytes.NewReader(data), ContentMD5: contentMD5(data), ContentLength: aws.Int64(int64(len(data))),
+			}, l.u.src.atRegion, plainly)
+			return err
+		})
 		if err != nil {
 			return l.u.explain(err, l.key)
 		}
@@ -209,11 +215,13 @@ func (l *largeObject) finish() error {
 		return err
 	}
 	return l.u.repeat(l.ctx, "completing "+l.u.uri(l.key), func() error {
-		_, err := l.u.src.client.CompleteMultipartUpload(l.ctx, &s3.CompleteMultipartUploadInput{
-			Bucket: &l.u.src.bucket, Key: &l.key, UploadId: &l.id,
-			MultipartUpload: &types.CompletedMultipartUpload{Parts: l.done},
-		}, l.u.src.atRegion, plainly)
-		return l.u.explain(err, l.key)
+		return l.u.explain(l.u.src.insisting(l.ctx, func(ctx context.Context) error {
+			_, err := l.u.src.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+				Bucket: &l.u.src.bucket, Key: &l.key, UploadId: &l.id,
+				MultipartUpload: &types.CompletedMultipartUpload{Parts: l.done},
+			}, l.u.src.atRegion, plainly)
+			return err
+		}), l.key)
 	})
 }
 
@@ -232,7 +240,9 @@ func (l *largeObject) abort() error {
 // remove deletes an object.
 func (u *uploader) remove(ctx context.Context, key string) error {
 	return u.repeat(ctx, "removing "+u.uri(key), func() error {
-		_, err := u.src.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &u.src.bucket, Key: &key}, u.src.atRegion)
-		return u.explain(err, key)
+		return u.explain(u.src.insisting(ctx, func(ctx context.Context) error {
+			_, err := u.src.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &u.src.bucket, Key: &key}, u.src.atRegion)
+			return err
+		}), key)
 	})
 }

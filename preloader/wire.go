@@ -125,13 +125,13 @@ func (s *sampler) Do(r *http.Request) (*http.Response, error) {
 	return nil, errSampled
 }
 
-// request makes the request for a span of an object.
-func (w *wire) request(ctx context.Context, o object, part span) (*http.Request, error) {
+// request makes the request for a span of an object, and tells what it is signed with.
+func (w *wire) request(ctx context.Context, o object, part span) (*http.Request, aws.Credentials, error) {
 	at := *w.at
 	at.RawPath, at.RawQuery = w.prefix+escapeKey(o.key), ""
 	var err error
 	if at.Path, err = url.PathUnescape(at.RawPath); err != nil {
-		return nil, err
+		return nil, aws.Credentials{}, err
 	}
 	r := &http.Request{
 		Method: http.MethodGet, URL: &at, Host: at.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -147,16 +147,16 @@ func (w *wire) request(ctx context.Context, o object, part span) (*http.Request,
 		r.Header["Range"] = []string{"bytes=" + strconv.FormatInt(part.off, 10) + "-" + strconv.FormatInt(part.end()-1, 10)}
 	}
 	if w.credentials == nil {
-		return r, nil
+		return r, aws.Credentials{}, nil
 	}
 	credentials, err := w.credentials.Retrieve(ctx)
 	if err != nil {
-		return nil, err
+		return nil, credentials, err
 	}
 	err = w.signer.SignHTTP(ctx, credentials, r, emptyHash, w.service, w.region, time.Now(), func(o *v4.SignerOptions) {
 		o.DisableURIPathEscaping = true
 	})
-	return r, err
+	return r, credentials, err
 }
 
 // escapeKey writes a key as S3's signature wants it: everything but letters,
@@ -191,26 +191,37 @@ func (s *s3Source) open(ctx context.Context, l *line, o object, part span) (body
 	if w == nil || l == nil {
 		return s.get(ctx, o, part)
 	}
-	r, err := w.request(ctx, o, part)
-	switch {
-	case err != nil:
-		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, err)
-	case !sendable(r.Header):
-		return s.get(ctx, o, part) // the SDK words what is wrong with it
-	}
-	answer, err := l.do(ctx, w.transport, r)
-	switch {
-	case err != nil:
+	for renewed := false; ; {
+		r, used, err := w.request(ctx, o, part)
+		switch {
+		case err != nil:
+			return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, err)
+		case !sendable(r.Header):
+			return s.get(ctx, o, part) // the SDK words what is wrong with it
+		}
+		answer, err := l.do(ctx, w.transport, r)
+		switch {
+		case err != nil:
+			return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, s.explain(err, o.key))
+		case answer.StatusCode == http.StatusOK, answer.StatusCode == http.StatusPartialContent:
+			return s.accept(o, part, answer)
+		case answer.StatusCode < http.StatusBadRequest:
+			_ = answer.Body.Close()
+			l.hangUp()
+			return s.get(ctx, o, part) // the SDK knows which redirects to follow
+		}
+		err = refusal(answer)
+		_ = answer.Body.Close()
+		if !renewed {
+			var trouble error
+			if renewed, trouble = s.keys.renew(ctx, err, used); trouble != nil {
+				err = trouble
+			} else if renewed {
+				continue
+			}
+		}
 		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, s.explain(err, o.key))
-	case answer.StatusCode == http.StatusOK, answer.StatusCode == http.StatusPartialContent:
-		return s.accept(o, part, answer)
 	}
-	defer answer.Body.Close() //nolint:errcheck // only read
-	if answer.StatusCode < http.StatusBadRequest {
-		l.hangUp()
-		return s.get(ctx, o, part) // the SDK knows which redirects to follow
-	}
-	return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, s.explain(refusal(answer), o.key))
 }
 
 // sendable reports whether no value breaks out of its line, as a secret that ends
@@ -262,7 +273,7 @@ func (s *s3Source) accept(o object, part span, got *http.Response) (body, error)
 		_ = got.Body.Close()
 		return body{}, fmt.Errorf("reading s3://%s/%s: %w", s.bucket, o.key, err)
 	}
-	return b, nil
+	return b.exactly(part.n, length), nil
 }
 
 func optional(v string) *string {

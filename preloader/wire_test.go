@@ -129,7 +129,7 @@ func TestWireAddressesLikeTheSDK(t *testing.T) {
 				if theirs.request == nil {
 					t.Fatalf("the SDK makes no request for %q", key)
 				}
-				ours, err := w.request(t.Context(), object{key: key, etag: "e", size: 10}, span{2, 3})
+				ours, _, err := w.request(t.Context(), object{key: key, etag: "e", size: 10}, span{2, 3})
 				if err != nil {
 					t.Fatal(err)
 				}
