@@ -245,7 +245,7 @@ func memberPath(name string) (string, error) {
 		}
 	}
 	rel := path.Clean(name)
-	if first, _, _ := strings.Cut(rel, "/"); first == workDir || first == markerName {
+	if first, _, _ := strings.Cut(rel, "/"); isOwn(first) {
 		return "", errors.New("its name collides with the preloader's own files")
 	}
 	return rel, nil
@@ -283,7 +283,7 @@ func (u *unpacker) file(rel string, content io.Reader, mode fs.FileMode) error {
 	}
 	got.modified = info.ModTime().UnixNano()
 	u.files[rel] = got
-	return u.store.publish(rel)
+	return u.store.publish(rel, info)
 }
 
 func (u *unpacker) copy(f *os.File, content io.Reader, got *unpacked) error {

@@ -482,7 +482,7 @@ func FuzzUnpack(f *testing.F) {
 		}
 		defer in.Close()
 		dest := filepath.Join(parent, "a", "dest")
-		s, err := openStore(t.Context(), dest, func() {})
+		s, err := openStore(t.Context(), dest, queue{})
 		if err != nil {
 			t.Fatal(err)
 		}

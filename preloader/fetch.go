@@ -361,7 +361,11 @@ func (e *engine) openFile(ctx context.Context, w *worker, f *file) error {
 	if reused, err := e.reuse(ctx, w, f); reused || err != nil {
 		return err
 	}
-	fresh := f.saved == nil || f.saved.CRC != f.proof.crc.Name
+	fresh := f.saved == nil || f.saved.CRC != f.proof.crc.Name || !e.store.gathers(f.rel, f.object.size)
+	// The journal first: it must never tell of bytes that have been dropped since.
+	if err := e.enroll(f, fresh); err != nil {
+		return err
+	}
 	var err error
 	if f.temp, err = e.store.openTemp(f.rel, f.object.size, fresh); err != nil {
 		return err
@@ -370,9 +374,6 @@ func (e *engine) openFile(ctx context.Context, w *worker, f *file) error {
 		if f.direct, err = e.store.openDirect(f.rel); err != nil {
 			return err
 		}
-	}
-	if err := e.enroll(f, fresh); err != nil {
-		return err
 	}
 	e.handOut(f)
 	return nil
@@ -425,7 +426,7 @@ func (e *engine) enroll(f *file, fresh bool) error {
 		e.progress.resumed.Add(have)
 		return nil
 	}
-	if f.small() {
+	if f.small() && f.id == 0 && f.saved == nil {
 		return nil
 	}
 	id, err := e.journal.begin(begunFile{
@@ -471,7 +472,8 @@ func (e *engine) prove(ctx context.Context, f *file, o object, src source) error
 		return exhausted("reading the checksum of "+f.uri, 1, err)
 	}
 	p = e.sums.prove(p, f.rel)
-	if e.opts.Verify == VerifyRequire && p.evidence == EvidenceSize {
+	// Where there is no content, its size proves it.
+	if e.opts.Verify == VerifyRequire && p.evidence == EvidenceSize && o.size > 0 {
 		return &ExitError{
 			Code: ExitIntegrity, Reason: "NoChecksum", Cause: f.uri + " has no checksum that can be checked",
 			Advice: "Upload it again with a checksum (any current S3 client adds one), or set PRELOADER_VERIFY to auto.",
@@ -513,7 +515,7 @@ func (e *engine) finish(ctx context.Context, f *file, buf []byte) (*FileRecord, 
 	if err := e.journal.finished(record); err != nil {
 		return nil, diskFailure(e.store.dir, err)
 	}
-	return record, e.store.publish(f.rel)
+	return record, e.store.publish(f.rel, info)
 }
 
 // closeFile closes a file after what is on its way to disk has arrived there.

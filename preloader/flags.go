@@ -45,6 +45,7 @@ var topics = []topic{
 		{"mem", "64Mi", "bound of the buffers"},
 		{"stall", "20s", "end a request that moved no byte for so long"},
 		{"deadline", "0", "bound of the whole run; 0 for none"},
+		{"wait", "30m", "how long to wait for another preloader in the same directory; 0 for no bound"},
 		{"pin", "sha256:DIGEST,...", "take this content and no other; nothing is asked of the store if it is in place"},
 		{"requester-pays", "off|on", "pay for requests to a bucket of somebody else"},
 		{"bucket-owner", "ACCOUNT", "the account that must own the bucket"},
@@ -68,7 +69,7 @@ var topics = []topic{
 		{"gpu", "off|preflight|load", "check the pod's GPUs"},
 		{"gpu-fail", "false|true", "fail if one is not fit for work"},
 		{"gpu-grace", "60s", "how long a pull that is done waits for the check"},
-		{"gpu-host-memory", "512Mi", "what the check may take of the container's memory"},
+		{"gpu-host-memory", "512Mi", "memory that must be left for the check, or it is not run"},
 	}},
 	{"telling", []setting{
 		{"log", "kserve|json", "plain lines, or JSON lines"},

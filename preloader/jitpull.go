@@ -100,9 +100,7 @@ func stageCaches(ctx context.Context, opts Options, pairs []Pair, log *slog.Logg
 // stage puts the trees of a manifest into the directory, unless they are there.
 func (c *caches) stage(ctx context.Context, m *jitcache.Manifest, report *CacheReport) (err error) {
 	dir := c.opts.JIT.Dir
-	s, err := openStore(ctx, dir, func() {
-		c.log.Info("Waiting for another preloader in the same directory", "directory", dir)
-	})
+	s, err := openStore(ctx, dir, queue{longest: c.opts.Wait, log: c.log})
 	if err != nil {
 		return err
 	}

@@ -49,7 +49,7 @@ func linkLocal(ctx context.Context, path, dest string, opts Options, log *slog.L
 		}
 	}
 	if report.Files == 1 && archiveOf(last) != notArchive {
-		return unpackLocal(ctx, last, dest, opts.archive(), log, report)
+		return unpackLocal(ctx, last, dest, opts, log, report)
 	}
 	return nil
 }
@@ -63,9 +63,9 @@ func noLocalPath(path string, err error) *ExitError {
 
 // unpackLocal unpacks the only file of a local source and removes its link.
 func unpackLocal(
-	ctx context.Context, src, dest string, bounds archiveBounds, log *slog.Logger, report *Report,
+	ctx context.Context, src, dest string, opts Options, log *slog.Logger, report *Report,
 ) error {
-	s, err := openStore(ctx, dest, func() {})
+	s, err := openStore(ctx, dest, queue{longest: opts.Wait, log: log})
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func unpackLocal(
 	}
 	defer f.Close() //nolint:errcheck // only read
 	log.Info("Unpacking", "archive", src)
-	files, err := s.unpack(ctx, f, src, bounds, make([]byte, bufferSize))
+	files, err := s.unpack(ctx, f, src, opts.archive(), make([]byte, bufferSize))
 	if err != nil {
 		return err
 	}

@@ -195,7 +195,7 @@ func tree(t *testing.T, dir string) map[string]string {
 			return err
 		case rel == workDir:
 			return fs.SkipDir
-		case d.IsDir() || rel == markerName || rel == cacheMarkerName:
+		case d.IsDir() || rel == markerName || rel == lockName || rel == cacheMarkerName:
 			return nil
 		}
 		raw, err := os.ReadFile(path)

@@ -87,6 +87,8 @@ type Options struct {
 	Stall time.Duration
 	// Deadline bounds the whole run; 0 means none.
 	Deadline time.Duration
+	// Wait bounds the wait for another preloader in the same directory; 0 means none.
+	Wait time.Duration
 	// Resume goes on with what an earlier run left. If false, every file is
 	// fetched again.
 	Resume bool
@@ -126,7 +128,8 @@ type Options struct {
 	GPUFail bool
 	// GPUGrace is how long a pull that is done waits for the check.
 	GPUGrace time.Duration
-	// GPUHostMemory is what the check may take of the container's memory, in bytes.
+	// GPUHostMemory is what must be left of the container's memory for the check, in bytes, where it
+	// would take the pull along if that were used up; with less it is not run.
 	GPUHostMemory int64
 
 	// TerminationLog is the file that takes the last word for Kubernetes.
@@ -294,6 +297,7 @@ func (e environment) readNumbers(opts *Options) error {
 		{"PRELOADER_NODE_CACHE_SIZE", "auto", orAuto(intoBytes(&opts.NodeCacheSize, mebibyte))},
 		{"PRELOADER_NODE_CACHE_WAIT", "5m", intoDuration(&opts.NodeCacheWait, 0)},
 		{"PRELOADER_DEADLINE", "0", intoDuration(&opts.Deadline, 0)},
+		{"PRELOADER_WAIT", "30m", intoDuration(&opts.Wait, 0)},
 		{"PRELOADER_GPU_GRACE", "60s", intoDuration(&opts.GPUGrace, 0)},
 		{"PRELOADER_GPU_HOST_MEMORY", "512Mi", intoBytes(&opts.GPUHostMemory, 0)},
 		{"PRELOADER_JIT_CACHE_SIZE", "16Gi", intoBytes(&opts.JIT.Size, mebibyte)},

@@ -26,6 +26,7 @@ func defaults() Options {
 		Memory:         64 * mebibyte,
 		Stall:          20 * time.Second,
 		ArchiveFiles:   100_000,
+		Wait:           30 * time.Minute,
 		NodeCacheWait:  5 * time.Minute,
 		Resume:         true,
 		GPU:            GPUOff,

@@ -45,8 +45,8 @@ func treeDigest(records []*FileRecord) string {
 // digest names what is in place of this source.
 func (p *pull) digest() string {
 	var records []*FileRecord
-	for _, r := range p.keep {
-		if p.from(r.Object) {
+	for rel, r := range p.keep {
+		if p.from(r.Object) && !p.others[rel] {
 			records = append(records, r)
 		}
 	}
@@ -109,6 +109,7 @@ func (p *pull) pinnedInPlace(ctx context.Context) (bool, error) {
 	}
 	p.report.Digests = []string{p.pin}
 	p.log.Info("What is pinned is in place already", "files", len(records))
+	p.believeFromNowOn(marker)
 	p.measureCache()
 	return true, nil
 }

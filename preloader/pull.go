@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -148,23 +149,29 @@ type pull struct {
 	keep map[string]*FileRecord
 	// others are those of keep that an earlier pair brought to the same directory.
 	others map[string]bool
-	// listed are all files of the source, in the order of their paths.
-	listed []entry
+	// listed are all files of the source, in the order of their paths, and dropped the
+	// paths that the filters left out.
+	listed  []entry
+	dropped []string
+	// archives are the objects that were unpacked earlier, and stale the files in place
+	// that the source no longer has.
+	archives []string
+	stale    []*FileRecord
 	// shape is what the model says about itself.
 	shape shape
 	// sums are digests that the model brings along.
 	sums sums
 	// shelf is the node's cache while files are being fetched, or nil.
 	shelf *shelf
+	// rechecked means that what earlier runs left was read and is as it was.
+	rechecked bool
 	// looksOnly means that nothing may be written: it is a plan.
 	looksOnly bool
 }
 
 // open opens the directory.
 func (p *pull) open(ctx context.Context) (err error) {
-	p.store, err = openStore(ctx, p.pair.Dest, func() {
-		p.log.Info("Waiting for another preloader in the same directory", "directory", p.pair.Dest)
-	})
+	p.store, err = openStore(ctx, p.pair.Dest, queue{longest: p.opts.Wait, log: p.log})
 	return err
 }
 
@@ -190,8 +197,9 @@ func (p *pull) run(ctx context.Context) error {
 	}
 	files := p.missing(entries)
 	p.tally(entries)
-	if len(files) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
+	if len(files)+len(p.stale) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
 		p.log.Info("Everything is in place already", "files", len(entries))
+		p.believeFromNowOn(marker)
 		p.measureCache()
 		return p.meetsPin()
 	}
@@ -201,7 +209,7 @@ func (p *pull) run(ctx context.Context) error {
 	if p.sums, err = p.readSums(ctx, entries); err != nil {
 		return err
 	}
-	if err := p.fetch(ctx, files, marker); err != nil {
+	if err := p.fetch(ctx, files); err != nil {
 		return err
 	}
 	return p.complete(marker)
@@ -224,7 +232,7 @@ func (p *pull) list(ctx context.Context) ([]entry, error) {
 	if l.indexed {
 		p.shape.listed = l.all()
 	}
-	p.listed = entries
+	p.listed, p.dropped = entries, l.dropped
 	return entries, nil
 }
 
@@ -253,6 +261,7 @@ func (p *pull) recall(ctx context.Context) (*Marker, error) {
 	}
 	if suspect {
 		p.log.Info("Checking what an earlier run left, because the machine has restarted since")
+		p.rechecked = true
 		if err := p.recheck(ctx); err != nil {
 			return nil, err
 		}
@@ -274,6 +283,9 @@ func (p *pull) remember() (*Marker, bool, error) {
 	suspect := boot == "" || p.saved.boot != boot && p.saved.boot != ""
 	if marker != nil {
 		suspect = suspect || marker.Boot != boot
+		for _, a := range marker.Archives {
+			p.archives = append(p.archives, a.Object)
+		}
 		for i := range marker.Files {
 			r := &marker.Files[i]
 			if _, newer := p.saved.done[r.Path]; !newer {
@@ -314,6 +326,8 @@ func (p *pull) missing(entries []entry) []*file {
 	for rel, r := range p.saved.done {
 		switch {
 		case find(entries, rel) != nil:
+		case p.inPlace(r) && p.isStale(r):
+			p.stale = append(p.stale, r)
 		case p.inPlace(r):
 			p.others[rel] = true
 		default:
@@ -349,7 +363,7 @@ func (p *pull) begunBefore(e *entry) *savedFile {
 
 // enough reports whether a file was checked as strictly as this run asks.
 func (p *pull) enough(r *FileRecord) bool {
-	return p.opts.Verify != VerifyRequire || r.Evidence != EvidenceSize
+	return p.opts.Verify != VerifyRequire || r.Evidence != EvidenceSize || r.Size == 0
 }
 
 // inPlace reports whether the file that r speaks of is there, after giving it
@@ -360,7 +374,7 @@ func (p *pull) inPlace(r *FileRecord) bool {
 	}
 	gathered := *r
 	gathered.Path = tempName(r.Path)
-	return p.store.holds(&gathered) && (p.looksOnly || p.store.publish(r.Path) == nil)
+	return p.store.holds(&gathered) && (p.looksOnly || p.store.publish(r.Path, nil) == nil)
 }
 
 // tally starts the counters with what this source comes to.
@@ -380,7 +394,7 @@ func (p *pull) tally(entries []entry) {
 }
 
 // fetch brings the missing files. The working directory stays.
-func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
+func (p *pull) fetch(ctx context.Context, files []*file) error {
 	var closeShelf func()
 	var err error
 	if p.shelf, closeShelf, err = p.openShelf(ctx); err != nil {
@@ -402,10 +416,9 @@ func (p *pull) fetch(ctx context.Context, files []*file, marker *Marker) error {
 		return diskFailure(p.store.dir, err)
 	}
 	defer journal.close() //nolint:errcheck // every line was written with its own check
-	if marker != nil {
-		if err := p.store.root.Remove(markerName); err != nil {
-			return diskFailure(p.store.dir, err)
-		}
+	// Also one that is not believed.
+	if err := p.store.root.Remove(markerName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return diskFailure(p.store.dir, err)
 	}
 	engine := &engine{
 		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
@@ -483,6 +496,9 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 			}
 		}
 	}
+	if err := p.removeStale(); err != nil {
+		return err
+	}
 	p.measureCache()
 	if err := p.meetsPin(); err != nil {
 		return err
@@ -491,6 +507,20 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 		return diskFailure(p.store.dir, err)
 	}
 	return p.store.finish()
+}
+
+// believeFromNowOn notes in the marker that its files were checked since the machine
+// restarted, so that the next start need not read them again. The volume may be
+// read-only, which is none of its business.
+func (p *pull) believeFromNowOn(marker *Marker) {
+	boot := bootID()
+	if !p.rechecked || boot == "" || p.store.prepare(newSaved()) != nil {
+		return
+	}
+	marker.Boot = boot
+	if err := errors.Join(writeMarker(p.store.root, marker, p.saved.done), p.store.finish()); err != nil {
+		p.log.Warn("The next start will check all files again", "cause", err.Error())
+	}
 }
 
 // measureCache reports how much of the model a reader would find in memory.

@@ -36,11 +36,12 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 	if old := p.unpackedBefore(entries[at], marker); old != nil {
 		p.log.Info("Everything is in place already", "archive", sole, "files", p.report.Files)
 		p.keep = p.saved.done
+		p.believeFromNowOn(marker)
 		return cmp.Or(p.meetsPin(), p.removeArchive(old))
 	}
 	files := p.missing(entries)
 	p.tally(entries)
-	if err := p.fetch(ctx, files, marker); err != nil {
+	if err := p.fetch(ctx, files); err != nil {
 		return err
 	}
 	archive := p.keep[sole]
@@ -58,6 +59,7 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 	p.report.Files, p.report.Bytes = len(members), 0
 	for path, u := range members {
 		p.report.Bytes += u.size
+		delete(p.others, path)
 		p.keep[path] = &FileRecord{
 			Path: path, Object: archive.Object, Version: archive.Version, Size: u.size, Modified: u.modified,
 			CRC: crc.NVME.Name, Sum: crc.NVME.Encode(u.crc), Evidence: archive.Evidence,

@@ -178,6 +178,53 @@ func TestPullStopsAtOnceAndGoesOnToTheByte(t *testing.T) {
 	}
 }
 
+// TestPullDoesNotGoOnWithAFileThatIsGone has a cleaner remove what a killed run had
+// gathered, but not its journal, of an object whose store knows no checksum.
+func TestPullDoesNotGoOnWithAFileThatIsGone(t *testing.T) {
+	s := newFaultServer(t)
+	data := noise(1, 40*mebibyte)
+	s.putWith("m/model", data, nil)
+	s.faults(func(a asked) fault { return fault{stall: a.op == "Get", after: 6 * mebibyte} })
+	dir := t.TempDir()
+	p := start(t, serverSettings(s), "s3://models/m", dir)
+	eventually(t, "ranges are recorded", func() bool { return recorded(dir) >= 2 })
+	_ = p.Process.Kill()
+	_ = p.Wait()
+	if err := os.Remove(filepath.Join(dir, tempName("model"))); err != nil {
+		t.Fatal(err)
+	}
+	s.faults(nil)
+	out := run(t, serverSettings(s), "s3://models/m", dir)
+	wantCode(t, out, ExitOK, "Completed")
+	wantTree(t, dir, map[string][]byte{"model": data})
+	if out.report.Resumed != 0 {
+		t.Errorf("resumed %d bytes of a file that was gone", out.report.Resumed)
+	}
+}
+
+// TestPullDoesNotGoOnWithAnotherVersionsBytes has an object replaced by a small one while
+// it is fetched, the run killed, and the object put back.
+func TestPullDoesNotGoOnWithAnotherVersionsBytes(t *testing.T) {
+	s := newFaultServer(t)
+	data := noise(1, 40*mebibyte)
+	s.putWith("m/model", data, nil)
+	s.faults(func(a asked) fault { return fault{stall: a.op == "Get", after: 6 * mebibyte} })
+	dir := t.TempDir()
+	env := with(serverSettings(s), settings{"PRELOADER_CONNS": "1", "PRELOADER_STALL": "1s"})
+	p := start(t, env, "s3://models/m", dir)
+	eventually(t, "a range is recorded", func() bool { return recorded(dir) >= 1 })
+	s.putWith("m/model", noise(2, mebibyte/2), nil)
+	s.faults(func(a asked) fault { return fault{stall: a.op == "Get" && a.n == mebibyte/2, after: mebibyte / 4} })
+	s.forget()
+	eventually(t, "the small one is asked for", func() bool { return s.count("Get m/model") >= 2 })
+	_ = p.Process.Kill()
+	_ = p.Wait()
+	s.putWith("m/model", data, nil)
+	s.faults(nil)
+	wantCode(t, run(t, env, "s3://models/m", dir), ExitOK, "Completed")
+	wantTree(t, dir, map[string][]byte{"model": data})
+}
+
 func TestPullDoesNotBelieveAnotherBoot(t *testing.T) {
 	s := newFaultServer(t)
 	data := noise(1, 40*mebibyte)
@@ -250,6 +297,22 @@ func TestPullChecksACompleteTreeAfterAnotherBoot(t *testing.T) {
 	wantCode(t, run(t, serverSettings(s), "s3://models/m", dir), ExitOK, "Completed")
 	if s.count("Get m/good") != 0 || s.count("Get m/lost") != 1 {
 		t.Errorf("%d gets of the good file and %d of the lost one, want 0 and 1", s.count("Get m/good"), s.count("Get m/lost"))
+	}
+
+	// A tree that is whole is checked once.
+	raw, err = os.ReadFile(marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(marker, []byte(strings.Replace(string(raw), bootID(), "another-boot", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, times := range []int{1, 0} {
+		out := run(t, serverSettings(s), "s3://models/m", dir)
+		wantCode(t, out, ExitOK, "Completed")
+		if got := strings.Count(out.log, "the machine has restarted"); got != times || out.report.Fetched != 0 {
+			t.Errorf("checked %d times, want %d; fetched %d bytes", got, times, out.report.Fetched)
+		}
 	}
 }
 

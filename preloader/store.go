@@ -12,10 +12,10 @@ import (
 	"math"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,8 +27,9 @@ import (
 type store struct {
 	dir  string
 	root *os.Root
-	// lock is the directory itself, locked against other preloaders.
-	lock *os.File
+	// lock is the directory itself, locked against other preloaders, and claim the
+	// lock's file, or nil where there is none.
+	lock, claim *os.File
 	// memory means that the files live in memory: writing takes it at once.
 	memory bool
 
@@ -52,8 +53,8 @@ const (
 )
 
 // openStore makes the directory if need be and locks it, waiting while another
-// preloader works in it. waiting is called once if there is a wait.
-func openStore(ctx context.Context, dir string, waiting func()) (*store, error) {
+// preloader works in it.
+func openStore(ctx context.Context, dir string, q queue) (*store, error) {
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return nil, diskFailure(dir, err)
 	}
@@ -63,7 +64,7 @@ func openStore(ctx context.Context, dir string, waiting func()) (*store, error) 
 	}
 	s := &store{dir: dir, root: root}
 	if s.lock, err = root.Open("."); err == nil {
-		err = s.flock(ctx, waiting)
+		err = s.take(ctx, q)
 	}
 	if err != nil {
 		s.close()
@@ -80,25 +81,6 @@ func (s *store) detectMemory() {
 	}
 }
 
-// flock takes the lock by trying, so that a signal can end the wait. File
-// systems without locks go without one.
-func (s *store) flock(ctx context.Context, waiting func()) error {
-	for first := true; ; first = false {
-		err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil
-		}
-		if first {
-			waiting()
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
-
 func (s *store) close() {
 	for _, f := range s.folders {
 		_ = f.Close()
@@ -106,9 +88,7 @@ func (s *store) close() {
 	if s.work != nil {
 		_ = s.work.Close()
 	}
-	if s.lock != nil {
-		_ = s.lock.Close()
-	}
+	s.unlock()
 	if s.root != nil {
 		_ = s.root.Close()
 	}
@@ -118,6 +98,13 @@ func (s *store) close() {
 func tempName(rel string) string {
 	sum := sha256.Sum256([]byte(rel))
 	return workDir + "/" + hex.EncodeToString(sum[:16]) + ".part"
+}
+
+// gathers reports whether there is a gathering file of rel at its full length, which it
+// has from its beginning on. One that somebody removed holds nothing of what is noted.
+func (s *store) gathers(rel string, size int64) bool {
+	info, err := s.root.Lstat(tempName(rel))
+	return err == nil && info.Mode().IsRegular() && info.Size() == size
 }
 
 // openTemp opens the gathering file of rel at its full length. If fresh, what
@@ -223,8 +210,10 @@ func retryInterrupted(call func() error) error {
 	}
 }
 
-// publish gives the gathering file of rel its final name.
-func (s *store) publish(rel string) error {
+// publish gives the gathering file of rel its final name. It must be the file that was
+// proven, unless that is not known any more: where locks do not reach, another preloader
+// in the same directory may have put its own in the place.
+func (s *store) publish(rel string, proven fs.FileInfo) error {
 	temp := tempName(rel)
 	folder, kept, err := s.folder(path.Dir(rel))
 	if err != nil {
@@ -239,6 +228,13 @@ func (s *store) publish(rel string) error {
 	}
 	s.naming.Lock()
 	defer s.naming.Unlock()
+	if proven != nil && !sameAs(work, temp, proven) {
+		return &ExitError{
+			Code: ExitTransient, Reason: "Disturbed",
+			Cause:  "something else has replaced the file in which " + strconv.Quote(rel) + " gathers in " + s.dir,
+			Advice: "Let one preloader at a time fill a directory: locks of its file system do not reach from node to node.",
+		}
+	}
 	err = retryInterrupted(func() error {
 		return unix.Renameat(int(work.Fd()), temp, int(folder.Fd()), path.Base(rel))
 	})
@@ -246,6 +242,14 @@ func (s *store) publish(rel string) error {
 		return diskFailure(s.dir, &os.LinkError{Op: "rename", Old: tempName(rel), New: rel, Err: err})
 	}
 	return nil
+}
+
+// sameAs reports whether a name in a directory is that of a file.
+func sameAs(dir *os.File, name string, file fs.FileInfo) bool {
+	want, ok := file.Sys().(*syscall.Stat_t)
+	var st unix.Stat_t
+	err := retryInterrupted(func() error { return unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) })
+	return err == nil && ok && st.Dev == want.Dev && st.Ino == want.Ino
 }
 
 // folder returns a directory below the destination, which it makes if need be,

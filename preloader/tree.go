@@ -130,11 +130,14 @@ func cleanRel(key, rel string) (string, error) {
 	if clean == "." || clean == "/" {
 		return "", unsafeKey(key, "it names no file")
 	}
-	if first, _, _ := strings.Cut(clean, "/"); first == workDir || first == markerName {
+	if first, _, _ := strings.Cut(clean, "/"); isOwn(first) {
 		return "", unsafeKey(key, "it collides with the preloader's own files")
 	}
 	return clean, nil
 }
+
+// isOwn reports whether a name at the top of a destination is the preloader's.
+func isOwn(name string) bool { return name == workDir || name == markerName || name == lockName }
 
 // refuseFilesAsFolders finds keys such as `a` beside `a/b`.
 func refuseFilesAsFolders(entries []entry, e entry) error {
