@@ -124,8 +124,12 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]*FileReco
 	most := e.mostRequests(files)
 	conns = max(1, min(conns, most))
 	e.growth.begin(time.Now(), processorTime(), readLimits(os.DirFS("/")).processors())
+	secure := e.src.secure(ctx)
 	err := e.crew.run(conns, max(0, min(e.opts.more, most-conns)), e.opts.buffer, func(buf []byte) {
 		w := &worker{buf: buf, line: line{most: mostWater(e.opts.Stall, len(buf))}}
+		if secure {
+			w.buf, w.line.ahead = buf[:len(buf)/2], buf[len(buf)/2:]
+		}
 		defer w.line.hangUp()
 		if err := e.work(ctx, w); err != nil {
 			e.fail(err)

@@ -38,6 +38,8 @@ type line struct {
 	// lowWater is what was last asked of the kernel; 0 stands for its default. It
 	// never asks for more than most.
 	lowWater, most int
+	// ahead is where encrypted bytes wait, if the line is encrypted; its owner keeps it.
+	ahead []byte
 }
 
 const (
@@ -46,6 +48,8 @@ const (
 	// mostIdle is for how long a connection is trusted without use. What stands
 	// between may have forgotten it later.
 	mostIdle = 30 * time.Second
+	// schemeTLS is the scheme of encrypted connections.
+	schemeTLS = "https"
 	// mostInterim bounds the answers before the answer.
 	mostInterim = 5
 )
@@ -207,7 +211,7 @@ func (l *line) stale() bool {
 func (l *line) dial(ctx context.Context, t *http.Transport, r *http.Request) error {
 	address := r.URL.Host
 	if r.URL.Port() == "" {
-		address = net.JoinHostPort(r.URL.Hostname(), map[string]string{"http": "80", "https": "443"}[r.URL.Scheme])
+		address = net.JoinHostPort(r.URL.Hostname(), map[string]string{"http": "80", schemeTLS: "443"}[r.URL.Scheme])
 	}
 	conn, err := t.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -219,11 +223,14 @@ func (l *line) dial(ctx context.Context, t *http.Transport, r *http.Request) err
 			return err
 		}
 	}
-	if r.URL.Scheme == "https" {
+	if r.URL.Scheme == schemeTLS {
 		config := t.TLSClientConfig.Clone()
 		config.NextProtos = nil // HTTP/1.1
 		if config.ServerName == "" {
 			config.ServerName = r.URL.Hostname()
+		}
+		if len(l.ahead) > 0 {
+			conn = &aheadConn{Conn: conn, buf: l.ahead}
 		}
 		secure := tls.Client(conn, config)
 		shaking, cancel := context.WithTimeout(ctx, t.TLSHandshakeTimeout)
@@ -240,6 +247,29 @@ func (l *line) dial(ctx context.Context, t *http.Transport, r *http.Request) err
 	l.inlet = inlet{conn: l.conn, left: math.MaxInt64}
 	l.in.Reset(&l.inlet)
 	return nil
+}
+
+// aheadConn reads in large pieces what is asked for in small ones: crypto/tls asks for
+// a record of 16 KiB at a time, and each such read would have the kernel acknowledge it.
+type aheadConn struct {
+	net.Conn
+	buf []byte
+	// rest is what of buf has not been asked for yet.
+	rest []byte
+}
+
+// Read reads from the buffer, and into it when it is empty.
+func (c *aheadConn) Read(p []byte) (int, error) {
+	if len(c.rest) == 0 {
+		n, err := c.Conn.Read(c.buf)
+		if n == 0 {
+			return 0, err
+		}
+		c.rest = c.buf[:n]
+	}
+	n := copy(p, c.rest)
+	c.rest = c.rest[n:]
+	return n, nil
 }
 
 // hangUp closes the connection; the next request makes another.
@@ -273,7 +303,8 @@ func mostWater(stall time.Duration, buffer int) int {
 const (
 	// fastRate is from how many bytes a second on that does not delay anything.
 	fastRate = 10e6
-	// lowWaterMargin is what may be in buffers of this process already.
+	// lowWaterMargin is what may be in buffers of this process already, beside those
+	// that encrypted bytes wait in.
 	lowWaterMargin = 64 << 10
 )
 
@@ -299,7 +330,7 @@ type lineBody struct {
 // Read reads the body.
 func (b *lineBody) Read(p []byte) (int, error) {
 	wake := 1
-	if b.fast && b.left >= int64(b.line.most)+lowWaterMargin {
+	if b.fast && b.left >= int64(b.line.most+len(b.line.ahead)+lowWaterMargin) {
 		wake = max(1, b.line.most)
 	}
 	b.line.wakeAt(wake)

@@ -4,8 +4,10 @@ package preloader
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -262,5 +265,53 @@ func TestATimeoutOfTheServerIsPassing(t *testing.T) {
 			t.Errorf("%s: %v, want an error that a retry may mend", status, err)
 		}
 		l.hangUp()
+	}
+}
+
+func TestEncryptedLinesReadAheadAndAreKept(t *testing.T) {
+	s := unstartedFaultServer(t)
+	var dialled atomic.Int64
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			dialled.Add(1)
+		}
+	}
+	s.StartTLS()
+	want := map[string][]byte{"large": noise(1, 96*mebibyte+5)}
+	for i := range 100 {
+		want[fmt.Sprintf("small-%d", i)] = noise(uint64(i), 40_000+i)
+	}
+	for rel, data := range want {
+		s.put("m/"+rel, data)
+	}
+	var broken atomic.Bool
+	s.faults(func(a asked) fault {
+		if a.op == "Get" && strings.HasSuffix(a.key, "large") && broken.CompareAndSwap(false, true) {
+			return fault{cut: true, after: 5*mebibyte + 3}
+		}
+		return fault{}
+	})
+	dir := t.TempDir()
+	out := run(t, with(serverSettings(s), settings{"S3_VERIFY_SSL": "0", "PRELOADER_CONNS": "3"}), "s3://models/m", dir)
+	wantCode(t, out, ExitOK, "Completed")
+	wantTree(t, dir, want)
+	// One for the SDK's own requests, three lines, and one in place of that which broke.
+	if got := dialled.Load(); got > 5 {
+		t.Errorf("%d connections were made, want 5 at most", got)
+	}
+}
+
+func TestAheadConnGivesEveryByteOnce(t *testing.T) {
+	ours, theirs := net.Pipe()
+	sent := noise(1, 10_000)
+	go func() {
+		for rest := sent; len(rest) > 0; rest = rest[min(len(rest), 777):] {
+			_, _ = theirs.Write(rest[:min(len(rest), 777)])
+		}
+		_ = theirs.Close()
+	}()
+	got, err := io.ReadAll(iotest.OneByteReader(&aheadConn{Conn: ours, buf: make([]byte, 512)}))
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("read %d bytes, error %v; want the %d that were sent", len(got), err, len(sent))
 	}
 }

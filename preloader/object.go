@@ -135,6 +135,8 @@ type source interface {
 	get(ctx context.Context, o object, s span) (body, error)
 	// open is get over a line, which is cheaper for many requests.
 	open(ctx context.Context, l *line, o object, s span) (body, error)
+	// secure reports whether lines are encrypted.
+	secure(ctx context.Context) bool
 }
 
 // each calls take for the objects of a source by page, until it returns false: the

@@ -247,6 +247,11 @@ func (s *s3Source) wired(ctx context.Context) *wire {
 	return s.wire
 }
 
+func (s *s3Source) secure(ctx context.Context) bool {
+	w := s.wired(ctx)
+	return w != nil && w.at.Scheme == schemeTLS
+}
+
 // accept checks an answer with a body against the request.
 func (s *s3Source) accept(o object, part span, got *http.Response) (body, error) {
 	h := got.Header
