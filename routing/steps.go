@@ -291,7 +291,7 @@ func (m *machine) fails() bool {
 		return m.fail(v1alpha1.ReasonMetricsUnavailable, m.facts.Evidence.Why)
 	case m.flaps():
 		return m.fail(v1alpha1.ReasonCanaryUnstable, fmt.Sprintf(
-			"The canary lost its share %d times within %s because pods of it were not ready.", maxLosses, lossWindow))
+			"The canary lost its share %d times within %s because no pod of it was ready.", maxLosses, lossWindow))
 	case m.late():
 		return m.fail(v1alpha1.ReasonDeadlineExceeded, fmt.Sprintf(
 			"The rollout has taken longer than its progressDeadline of %s.", m.strategy.ProgressDeadline.Duration))
@@ -334,7 +334,7 @@ const (
 	lossWindow = time.Hour
 )
 
-// flaps reports whether the canary has lost its share too often lately because pods of it were not ready. Each time some
+// flaps reports whether the canary has lost its share too often lately because no pod of it was ready. Each time some
 // requests fail, and no time is ever long enough to prove anything.
 func (m *machine) flaps() bool {
 	if m.Attempt.StartTime == nil {
@@ -342,9 +342,8 @@ func (m *machine) flaps() bool {
 	}
 	losses := 0
 	for i, period := range m.History {
-		lost := period.Reason == string(OutcomeCanaryNotReady) || period.Reason == string(OutcomeCanaryAtCapacity)
-		if i > 0 && lost && period.Percent < m.History[i-1].Percent &&
-			!period.From.Before(m.Attempt.StartTime) && m.since(period.From) < lossWindow {
+		lost := i > 0 && m.History[i-1].Percent > 0 && period.Reason == string(OutcomeCanaryNotReady)
+		if lost && !period.From.Before(m.Attempt.StartTime) && m.since(period.From) < lossWindow {
 			losses++
 		}
 	}

@@ -35,7 +35,7 @@ const (
 	ReasonPromoted = "Promoted"
 	// ReasonDeadlineExceeded says that the rollout took longer than progressDeadline.
 	ReasonDeadlineExceeded = "DeadlineExceeded"
-	// ReasonCanaryUnstable says that the canary lost its share again and again because pods of it were not ready.
+	// ReasonCanaryUnstable says that the canary lost its share again and again because no pod of it was ready.
 	ReasonCanaryUnstable = "CanaryUnstable"
 )
 

@@ -42,8 +42,8 @@ const (
 	AnnotationAppliedHash = GroupName + "/applied-hash"
 	// AnnotationChangedAt is set on the ConfigMap of a ring: the time, in RFC 3339, when the ring's members last changed.
 	AnnotationChangedAt = GroupName + "/changed-at"
-	// AnnotationFormerServers is set on the ConfigMap of a ring: the addresses, separated by commas, of servers that have left
-	// the ring and may still hold what they held.
+	// AnnotationFormerServers is set on the ConfigMap of a ring: the instances that have left the ring and may still hold what
+	// they held, such as 2=10.0.0.3:11211, separated by commas.
 	AnnotationFormerServers = GroupName + "/former-servers"
 	// LabelManagedBy with the value ManagedBy is on every object that Outrigger creates, and limits what its caches hold.
 	LabelManagedBy = "app.kubernetes.io/managed-by"
