@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -155,9 +154,7 @@ func (r *Reconciler) observeRing(ctx context.Context, m *v1alpha1.Memcached) (*p
 	if at, err := time.Parse(time.RFC3339Nano, cm.Annotations[v1alpha1.AnnotationChangedAt]); err == nil {
 		ring.changedAt = at
 	}
-	if former := cm.Annotations[v1alpha1.AnnotationFormerServers]; former != "" {
-		ring.former = strings.Split(former, ",")
-	}
+	ring.former = parseFormer(cm.Annotations[v1alpha1.AnnotationFormerServers])
 	return ring, nil
 }
 

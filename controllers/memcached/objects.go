@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -91,7 +90,7 @@ func ringConfigMap(m *v1alpha1.Memcached, ring publishedRing) (*corev1ac.ConfigM
 		WithLabels(labelsOf(m)).
 		WithAnnotations(map[string]string{
 			v1alpha1.AnnotationChangedAt:     ring.changedAt.UTC().Format(time.RFC3339Nano),
-			v1alpha1.AnnotationFormerServers: strings.Join(ring.former, ","),
+			v1alpha1.AnnotationFormerServers: formerText(ring.former),
 		}).
 		WithData(map[string]string{v1alpha1.RingConfigMapKey: string(document)}), nil
 }

@@ -43,8 +43,8 @@ type publishedRing struct {
 	document mc.Document
 	// changedAt is when the set of its servers last changed.
 	changedAt time.Time
-	// former are the addresses of servers that have left the ring and may still hold what they held.
-	former []string
+	// former are the addresses, by ordinal, of instances that have left the ring and may still hold what they held.
+	former map[int32]string
 	// resourceVersion is that of the ConfigMap.
 	resourceVersion string
 }
@@ -99,14 +99,19 @@ func (r *publishedRing) members(m *v1alpha1.Memcached) []int32 {
 	}
 	var members []int32
 	for _, server := range r.document.Servers {
-		name, _, _ := strings.Cut(server.Name, ".")
-		ordinal, ok := ordinalOf(m, name)
-		if ok && ordinal < maxInstances && serverName(m, ordinal) == server.Name {
+		if ordinal, ok := serverOrdinal(m, server); ok {
 			members = append(members, ordinal)
 		}
 	}
 	slices.Sort(members)
 	return members
+}
+
+// serverOrdinal returns the ordinal of the instance that a server of a ring is, false if it is none.
+func serverOrdinal(m *v1alpha1.Memcached, server mc.Server) (int32, bool) {
+	name, _, _ := strings.Cut(server.Name, ".")
+	ordinal, ok := ordinalOf(m, name)
+	return ordinal, ok && ordinal < maxInstances && serverName(m, ordinal) == server.Name
 }
 
 // plan is what to make true.
@@ -188,7 +193,7 @@ func (p *plan) promote(m *v1alpha1.Memcached, seen observed, gaps bool) {
 		one := seen.instances[ordinal]
 		if one.ready && !seen.full[ordinal] {
 			members = append(members, ordinal)
-			if seen.ring != nil && slices.Contains(seen.ring.former, dialAddress(one.ip)) {
+			if seen.ring != nil && seen.ring.former[ordinal] == dialAddress(one.ip) {
 				p.toEmpty = append(p.toEmpty, ordinal)
 			}
 			continue
@@ -235,30 +240,48 @@ func nextRing(m *v1alpha1.Memcached, seen observed, members []int32, now time.Ti
 	} else {
 		next.changedAt = seen.ring.changedAt
 	}
-	next.former = formerServers(seen, next.document.Servers)
+	next.former = formerServers(m, seen, members)
 	return next
 }
 
-// formerServers returns the addresses of instances that run, are not in the next ring, and have been in one.
-func formerServers(seen observed, next []mc.Server) []string {
+// formerServers returns the addresses of instances that have been in a ring and are not in the next one. One is forgotten
+// when its place is seen to have another address, and not for being out of sight: it may come back as it was.
+func formerServers(m *v1alpha1.Memcached, seen observed, next []int32) map[int32]string {
+	former := map[int32]string{}
 	if seen.ring == nil {
-		return nil
+		return former
 	}
-	running, former := map[string]bool{}, map[string]bool{}
-	for _, one := range seen.instances {
-		running[dialAddress(one.ip)] = true
-	}
+	maps.Copy(former, seen.ring.former)
 	for _, server := range seen.ring.document.Servers {
-		former[server.Address] = true
+		if ordinal, ok := serverOrdinal(m, server); ok {
+			former[ordinal] = server.Address
+		}
 	}
-	for _, address := range seen.ring.former {
-		former[address] = true
+	maps.DeleteFunc(former, func(ordinal int32, address string) bool {
+		one, running := seen.instances[ordinal]
+		return slices.Contains(next, ordinal) || running && dialAddress(one.ip) != address
+	})
+	return former
+}
+
+// formerText writes such addresses for an annotation, and parseFormer reads them. What cannot be read is left out.
+func formerText(former map[int32]string) string {
+	var text []string
+	for _, ordinal := range slices.Sorted(maps.Keys(former)) {
+		text = append(text, fmt.Sprintf("%d=%s", ordinal, former[ordinal]))
 	}
-	for _, server := range next {
-		delete(former, server.Address)
+	return strings.Join(text, ",")
+}
+
+func parseFormer(text string) map[int32]string {
+	former := map[int32]string{}
+	for entry := range strings.SplitSeq(text, ",") {
+		place, address, _ := strings.Cut(entry, "=")
+		if ordinal, err := strconv.ParseInt(place, 10, 32); err == nil && ordinal >= 0 && ordinal < maxInstances {
+			former[int32(ordinal)] = address
+		}
 	}
-	maps.DeleteFunc(former, func(address string, _ bool) bool { return !running[address] })
-	return slices.Sorted(maps.Keys(former))
+	return former
 }
 
 // wake returns when to look again if nothing happens before, 0 for never.

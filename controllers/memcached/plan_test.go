@@ -48,7 +48,7 @@ func TestPlan(t *testing.T) {
 		size, buffer int32
 		ring         []int32 // nil for none
 		changedAt    time.Time
-		former       []string
+		former       string
 		instances    map[int32]instance
 		full         map[int32]bool
 
@@ -56,7 +56,7 @@ func TestPlan(t *testing.T) {
 		wantReplicas int32
 		wantEpoch    int64
 		wantToEmpty  []int32
-		wantFormer   []string
+		wantFormer   string
 	}{
 		"the first ring waits for the first instance": {
 			size: 2, instances: running(1), wantReplicas: 2, wantEpoch: 1,
@@ -91,7 +91,7 @@ func TestPlan(t *testing.T) {
 		},
 		"a ring with a gap shrinks from above, and its last instance goes on running": {
 			size: 2, ring: []int32{0, 2, 3}, changedAt: longAgo, instances: running(0, 1, 2, 3),
-			wantMembers: []int32{0, 2}, wantReplicas: 3, wantEpoch: 8, wantFormer: []string{"10.0.0.4:11211"},
+			wantMembers: []int32{0, 2}, wantReplicas: 3, wantEpoch: 8, wantFormer: "3=10.0.0.4:11211",
 		},
 		"one that failed keeps its slot": {
 			size: 3, buffer: 1, ring: []int32{0, 1, 2}, changedAt: longAgo, instances: running(0, -2, 2, 3),
@@ -99,20 +99,24 @@ func TestPlan(t *testing.T) {
 		},
 		"a standby that was in the ring is remembered": {
 			size: 2, buffer: 1, ring: []int32{0, 1, 2}, changedAt: longAgo, instances: running(0, 1, 2),
-			wantMembers: []int32{0, 1}, wantReplicas: 3, wantEpoch: 8, wantFormer: []string{"10.0.0.3:11211"},
+			wantMembers: []int32{0, 1}, wantReplicas: 3, wantEpoch: 8, wantFormer: "2=10.0.0.3:11211",
 		},
 		"and emptied before it is in the ring again": {
-			size: 3, ring: []int32{0, 1}, changedAt: longAgo, former: []string{"10.0.0.3:11211"}, instances: running(0, 1, 2),
+			size: 3, ring: []int32{0, 1}, changedAt: longAgo, former: "2=10.0.0.3:11211", instances: running(0, 1, 2),
 			wantMembers: []int32{0, 1, 2}, wantReplicas: 3, wantEpoch: 8, wantToEmpty: []int32{2},
 		},
 		"one that cannot be emptied stays outside": {
-			size: 3, buffer: 1, ring: []int32{0, 1}, changedAt: longAgo, former: []string{"10.0.0.3:11211"},
+			size: 3, buffer: 1, ring: []int32{0, 1}, changedAt: longAgo, former: "2=10.0.0.3:11211",
 			instances: running(0, 1, 2, 3), full: map[int32]bool{2: true},
-			wantMembers: []int32{0, 1, 3}, wantReplicas: 4, wantEpoch: 8, wantFormer: []string{"10.0.0.3:11211"},
+			wantMembers: []int32{0, 1, 3}, wantReplicas: 4, wantEpoch: 8, wantFormer: "2=10.0.0.3:11211",
 		},
 		"a pod that was made anew is empty": {
-			size: 3, ring: []int32{0, 1}, changedAt: longAgo, former: []string{"10.0.9.9:11211"}, instances: running(0, 1, 2),
+			size: 3, ring: []int32{0, 1}, changedAt: longAgo, former: "2=10.0.9.9:11211,nonsense,7000=x", instances: running(0, 1, 2),
 			wantMembers: []int32{0, 1, 2}, wantReplicas: 3, wantEpoch: 8,
+		},
+		"one that is out of sight may come back as it was": {
+			size: 2, buffer: 1, ring: []int32{0, 1}, changedAt: longAgo, former: "2=10.0.0.3:11211", instances: running(0, 1),
+			wantMembers: []int32{0, 1}, wantReplicas: 3, wantEpoch: 7, wantFormer: "2=10.0.0.3:11211",
 		},
 		"the ring waits for its window before it shrinks": {
 			size: 1, ring: []int32{0, 1}, changedAt: lately, instances: running(0, 1),
@@ -120,7 +124,7 @@ func TestPlan(t *testing.T) {
 		},
 		"nothing is asked for": {
 			ring: []int32{0, 2}, changedAt: longAgo, instances: running(0, 2), wantEpoch: 8,
-			wantFormer: []string{"10.0.0.1:11211", "10.0.0.3:11211"},
+			wantFormer: "0=10.0.0.1:11211,2=10.0.0.3:11211",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -131,22 +135,19 @@ func TestPlan(t *testing.T) {
 			seen := observed{instances: tc.instances, full: tc.full}
 			if tc.ring != nil {
 				seen.ring = ringOf(m, tc.changedAt, tc.ring...)
-				seen.ring.former = tc.former
+				seen.ring.former = parseFormer(tc.former)
 			}
 			p := planFor(m, seen, now)
 			type outcome struct {
 				Members, ToEmpty []int32
 				Replicas         int32
 				Epoch            int64
-				Former           []string
+				Former           string
 			}
 			want := outcome{tc.wantMembers, tc.wantToEmpty, tc.wantReplicas, tc.wantEpoch, tc.wantFormer}
-			got := outcome{p.members, p.toEmpty, p.replicas, p.ring.document.Epoch, p.ring.former}
+			got := outcome{p.members, p.toEmpty, p.replicas, p.ring.document.Epoch, formerText(p.ring.former)}
 			if len(got.Members) == 0 {
 				got.Members = nil
-			}
-			if len(got.Former) == 0 {
-				got.Former = nil
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("plan (-want +got):\n%s", diff)
