@@ -114,27 +114,7 @@ func revisionPods(name, revision string, ready int) faults.Step {
 // none, without KServe's ending.
 func weightsByHost(t *testing.T, vs *unstructured.Unstructured, rule string) string {
 	t.Helper()
-	if vs == nil {
-		return "no VirtualService"
-	}
-	list, _, _ := unstructured.NestedSlice(vs.Object, "spec", "http")
-	var text strings.Builder
-	for _, one := range list {
-		if one.(map[string]any)["name"] != rule {
-			continue
-		}
-		for _, destination := range one.(map[string]any)["route"].([]any) {
-			entry := destination.(map[string]any)
-			host, found, _ := unstructured.NestedString(entry, "headers", "request", "set", "Host")
-			if !found {
-				host, _, _ = unstructured.NestedString(entry, "destination", "host")
-			}
-			weight, _, _ := unstructured.NestedInt64(entry, "weight")
-			service, _, _ := strings.Cut(host, ".")
-			_, _ = fmt.Fprintf(&text, "%s=%d ", strings.TrimSuffix(service, "-predictor"), weight)
-		}
-	}
-	return text.String()
+	return weightsBy(vs, rule, []string{"headers", "request", "set", "Host"}, []string{"destination", "host"})
 }
 
 func wantByHost(t *testing.T, w *faults.World, route, rule, want string) {

@@ -227,6 +227,12 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// twoRevisions makes an InferenceService with two revisions, each with a pod, and the rollout between them.
+func twoRevisions(ctx context.Context, w *faults.World) error {
+	return all(fraud("a", ""), fraudPods("a", 1), kserveShares, fraud("b", `,"canaryTrafficPercent":0`), fraudPods("b", 1),
+		shares())(ctx, w)
+}
+
 // TestSharesLeaveWhatIsRolledOut: KServe would go back to the revision before on any share below 100. What was rolled
 // out without the rollout stays.
 func TestSharesLeaveWhatIsRolledOut(t *testing.T) {
@@ -247,17 +253,7 @@ func TestSharesLeaveWhatIsRolledOut(t *testing.T) {
 func TestSharesOfAnEdit(t *testing.T) {
 	w := newWorld(t)
 	r := newReconciler(w.Client, w)
-	do(
-		t,
-		w,
-		fraud("a", ""),
-		fraudPods("a", 1),
-		kserveShares,
-		fraud("b", `,"canaryTrafficPercent":0`),
-		fraudPods("b", 1),
-		shares(),
-		percent(50),
-	)
+	do(t, w, twoRevisions, percent(50))
 	settleShares(t, w, r)
 	wantShares(t, w, "a=50 b=50 ", "50")
 	do(t, w, fraud("c", `,"canaryTrafficPercent":0`)) // and KServe has not seen it
@@ -310,16 +306,7 @@ func TestSharesTouchNothingElse(t *testing.T) {
 // not know yet.
 func TestSharesAreNotGivenUnseen(t *testing.T) {
 	w := newWorld(t)
-	do(
-		t,
-		w,
-		fraud("a", ""),
-		fraudPods("a", 1),
-		kserveShares,
-		fraud("b", `,"canaryTrafficPercent":0`),
-		fraudPods("b", 1),
-		shares(),
-	)
+	do(t, w, twoRevisions)
 	settleShares(t, w, newReconciler(w.Client, w))
 	old := fraudOf(t, w)
 	do(t, w, fraud("c", ""), fraudPods("c", 1), kserveShares, percent(70))
@@ -345,17 +332,7 @@ func TestSharesAreNotGivenUnseen(t *testing.T) {
 func TestSharesThatSomebodyEdits(t *testing.T) {
 	w := newWorld(t)
 	r := newReconciler(w.Client, w)
-	do(
-		t,
-		w,
-		fraud("a", ""),
-		fraudPods("a", 1),
-		kserveShares,
-		fraud("b", `,"canaryTrafficPercent":0`),
-		fraudPods("b", 1),
-		shares(),
-		percent(10),
-	)
+	do(t, w, twoRevisions, percent(10))
 	settleShares(t, w, r)
 	foreign := func(value string) faults.Step {
 		return func(ctx context.Context, w *faults.World) error {

@@ -263,6 +263,12 @@ func virtualService(t *testing.T, w *faults.World, name string) *unstructured.Un
 // weights returns the weights of a route by the Services of their destinations, without KServe's ending.
 func weights(t *testing.T, vs *unstructured.Unstructured, route string) string {
 	t.Helper()
+	return weightsBy(vs, route, []string{"destination", "host"})
+}
+
+// weightsBy returns the weights of a route by what its destinations have in the first of some places, without KServe's
+// ending.
+func weightsBy(vs *unstructured.Unstructured, route string, places ...[]string) string {
 	if vs == nil {
 		return "no VirtualService"
 	}
@@ -273,8 +279,11 @@ func weights(t *testing.T, vs *unstructured.Unstructured, route string) string {
 			continue
 		}
 		for _, destination := range one.(map[string]any)["route"].([]any) {
-			host, _, _ := unstructured.NestedString(destination.(map[string]any), "destination", "host")
-			weight, _, _ := unstructured.NestedInt64(destination.(map[string]any), "weight")
+			entry, host := destination.(map[string]any), ""
+			for i := 0; i < len(places) && host == ""; i++ {
+				host, _, _ = unstructured.NestedString(entry, places[i]...)
+			}
+			weight, _, _ := unstructured.NestedInt64(entry, "weight")
 			service, _, _ := strings.Cut(host, ".")
 			_, _ = fmt.Fprintf(&text, "%s=%d ", strings.TrimSuffix(service, "-predictor"), weight)
 		}

@@ -26,10 +26,22 @@ import (
 	"serverless.xyz/outrigger/controllers/sidecarpolicy"
 )
 
-// TestRolloutByKServe: a changed policy has the real KServe and the real Deployment controller replace the pods of
-// predictor and transformer, each once, and a change that nobody asked to roll out replaces none.
-func TestRolloutByKServe(t *testing.T) {
+// TestKServe is what needs the real KServe in Standard mode, in one cluster.
+func TestKServe(t *testing.T) {
 	w := startKServe(t)
+	t.Run("a changed policy is rolled out", w.testRollout)
+	if err := w.client.DeleteAllOf(t.Context(), &v1alpha1.SidecarPolicy{}, client.InNamespace(namespace)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.tb.Apply(t.Context(), everything); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("all its pods are equipped", w.testPods)
+}
+
+// testRollout: a changed policy has the real KServe and the real Deployment controller replace the pods of predictor and
+// transformer, each once, and a change that nobody asked to roll out replaces none.
+func (w *kserveWorld) testRollout(t *testing.T) {
 	service := inferenceService("roll", nil, nil)
 	if err := yaml.Unmarshal([]byte(`{predictor: {sklearn: {storageUri: "s3://b/m"}}, `+
 		`transformer: {containers: [{name: kserve-container, image: own}]}}`), &service.Spec); err != nil {

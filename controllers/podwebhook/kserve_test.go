@@ -62,11 +62,10 @@ metadata: {name: cached}
 spec: {sourceModelUri: "s3://cached/m", modelSize: 1Gi, nodeGroups: [all]}
 `
 
-// TestPodsOfKServe has the real KServe make Deployments of InferenceServices of all kinds, and creates their pods, dry,
+// testPods has the real KServe make Deployments of InferenceServices of all kinds, and creates their pods, dry,
 // three times: without our webhook, with it behind KServe's, and with it before KServe's. The pods must differ exactly
 // where they are equipped.
-func TestPodsOfKServe(t *testing.T) {
-	w := startKServe(t)
+func (w *kserveWorld) testPods(t *testing.T) {
 	deployments := w.deployments(t)
 	plain := w.pods(t, deployments)
 	for _, order := range []struct{ name, configuration string }{

@@ -331,7 +331,7 @@ func newRolloutWorld(t *testing.T) *rolloutWorld {
 	cluster := testcluster.New(t)
 	serveWebhook(t, cluster)
 	w := &rolloutWorld{
-		World: faults.NewWorld(t, cluster), kserve: newActor(), policies: []string{name},
+		World: faults.NewSoleWorld(t, cluster), kserve: newActor(), policies: []string{name},
 		newReconciler: func(w *faults.World) reconcile.Reconciler { return newReconciler(w.Client, w) },
 	}
 	do(t, w.World, withWebhook)
@@ -388,7 +388,7 @@ func (r *rolloutWorld) services(t *testing.T) map[string]*kserve.InferenceServic
 
 // actor stands for KServe and the controllers of Deployments: of each InferenceService it keeps one ReplicaSet with the
 // annotations that KServe copies, and one pod of it, and replaces both when these change. The real ones do so in
-// TestRolloutByKServe.
+// TestKServe.
 type actor struct {
 	mu     sync.Mutex
 	counts map[string]int
