@@ -15,13 +15,14 @@
 //     carries If-Match, and a changed object starts over once.
 //   - Writes stay under the destination (os.Root), whatever the keys say.
 //   - A run that was killed goes on where it stopped; see [Marker] and journal.go.
-//   - Memory does not grow with the model: one buffer a connection, no more.
+//   - Memory does not grow with the model's bytes: one buffer a connection, no more.
+//     Of each file it keeps some 50 bytes beside its path; see catalog.go.
 //   - Every failure is a [ExitError]: an exit code, a cause and an advice.
 //
 // The files, in the order in which a pull passes through them: command.go
 // (arguments), options.go (environment), uri.go, s3config.go and s3.go (the
 // store that is read), tree.go, pattern.go and select.go (which objects become which
-// files), lint.go (whether they can be what they seem), plan.go (byte ranges), store.go and journal.go (the directory that is
+// files), catalog.go and arena.go (what is kept in mind of each), lint.go (whether they can be what they seem), plan.go (byte ranges), store.go and journal.go (the directory that is
 // written), fetch.go, stream.go, overtake.go and throttle.go (moving the bytes), verify.go and package crc
 // (trusting them), meter.go, progress.go, metrics.go and report.go (saying so). reuse.go and
 // package nodecache spare the network what the node has, warm.go the disk. jitpull.go brings

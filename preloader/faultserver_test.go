@@ -33,6 +33,8 @@ type faultServer struct {
 
 	mu      sync.Mutex
 	objects map[string]*stored
+	// sorted are the keys in order, or nil after a change.
+	sorted []string
 	// decide says what is to go wrong with a request; nil means nothing.
 	decide func(asked) fault
 	// saw looks at every request.
@@ -120,6 +122,7 @@ func (s *faultServer) putWith(key string, data []byte, headers map[string]string
 	sum := md5.Sum(data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.sorted = nil
 	s.objects[key] = &stored{
 		data:     data,
 		etag:     hex.EncodeToString(sum[:]),
@@ -151,6 +154,7 @@ func (s *faultServer) putParts(key string, parts ...[]byte) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.sorted = nil
 	s.objects[key] = object
 }
 
@@ -251,10 +255,14 @@ func (s *faultServer) list(w http.ResponseWriter, r *http.Request) {
 		limit = 1000
 	}
 	out := listResult{EncodingType: q.Get("encoding-type")}
+	if s.sorted == nil {
+		s.sorted = slices.Sorted(maps.Keys(s.objects))
+	}
 	after := map[string]string{"": q.Get("continuation-token"), "1": q.Get("marker")}[s.listing]
+	from, _ := slices.BinarySearch(s.sorted, after+"\x00")
 	last := ""
-	for _, key := range slices.Sorted(maps.Keys(s.objects)) {
-		if !strings.HasPrefix(key, q.Get("prefix")) || key <= after {
+	for _, key := range s.sorted[from:] {
+		if !strings.HasPrefix(key, q.Get("prefix")) {
 			continue
 		}
 		if len(out.Contents) == limit {

@@ -113,11 +113,13 @@ func (s *faultServer) drop(key string, parts bool) {
 	defer s.mu.Unlock()
 	if !parts {
 		delete(s.objects, key)
+		s.sorted = nil
 		return
 	}
 	for k := range s.objects {
 		if strings.HasPrefix(k, key+"?") {
 			delete(s.objects, k)
+			s.sorted = nil
 		}
 	}
 }

@@ -30,6 +30,12 @@ type engine struct {
 	log      *slog.Logger
 	progress *progress
 	policy   ioPolicy
+	// files are those of the source; the missing ones are to be fetched. It belongs to
+	// the engine's lock, as does the report.
+	files  *catalog
+	report *Report
+	// begun is what an earlier run left of missing files, by path.
+	begun map[string]*savedFile
 	// sums are digests that the model brings along.
 	sums sums
 	// shelf is where files of this node are found and kept; nil if there is none.
@@ -44,13 +50,14 @@ type engine struct {
 
 	mu      sync.Mutex
 	changed *sync.Cond
-	waiting []*file            // not opened yet
+	next    int                // files before this one are not waiting any more
+	waiting int                // missing files from there on
+	again   []*file            // files that start over
 	busy    map[*file]struct{} // taken from those, and not finished
 	open    []*file            // opened, with parts that nobody has taken
 	opened  int                // files between opening and finishing
 	left    int                // files not finished
 	err     error              // the first failure; ends the run
-	records []*FileRecord
 	// flights are the spans on their way, and usual is the bytes a second that
 	// those which are over came at.
 	flights map[*flight]struct{}
@@ -59,10 +66,10 @@ type engine struct {
 	twice int64
 }
 
-// file is one object that is to be fetched. There may be very many, so what is
-// only needed while one is on its way to disk is apart.
+// file is one object that is to be fetched.
 type file struct {
-	*entry
+	entry
+
 	// saved is what an earlier run left of it, or nil.
 	saved *savedFile
 	*transfer
@@ -112,16 +119,16 @@ func (f *file) add(s segment) {
 // small files take one request that brings data and checksum together.
 func (f *file) small() bool { return f.object.size <= minPart }
 
-// run fetches the files with this many connections and returns their records. It
-// forgets the files on the way.
-func (e *engine) run(ctx context.Context, files []*file, conns int) ([]*FileRecord, error) {
+// run fetches the missing files with this many connections.
+func (e *engine) run(ctx context.Context, conns int) error {
 	e.changed = sync.NewCond(&e.mu)
-	e.waiting, e.left, e.flights, e.busy = files, len(files), map[*flight]struct{}{}, map[*file]struct{}{}
+	e.waiting = e.files.count(missing)
+	e.left, e.flights, e.busy = e.waiting, map[*flight]struct{}{}, map[*file]struct{}{}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { e.fail(context.Cause(ctx)) })
 	defer stop()
-	most := e.mostRequests(files)
+	most := e.mostRequests()
 	conns = max(1, min(conns, most))
 	e.growth.begin(time.Now(), processorTime(), readLimits(os.DirFS("/")).processors())
 	secure := e.src.secure(ctx)
@@ -137,21 +144,21 @@ func (e *engine) run(ctx context.Context, files []*file, conns int) ([]*FileReco
 		}
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for f := range e.busy {
 		_ = f.close()
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.records, e.err
+	return e.err
 }
 
 // mostRequests returns how many requests could ever run at once.
-func (e *engine) mostRequests(files []*file) int {
+func (e *engine) mostRequests() int {
 	most := 0
-	for _, f := range files {
-		most += int(f.object.size/minPart) + 1
+	for i := range e.files.having(missing) {
+		most += int(e.files.size(i)/minPart) + 1
 	}
 	return most
 }
@@ -176,7 +183,7 @@ type task struct {
 // work is one connection's life.
 func (e *engine) work(ctx context.Context, w *worker) error {
 	for {
-		t := e.next()
+		t := e.pick()
 		if t.file == nil {
 			return nil
 		}
@@ -195,8 +202,8 @@ func (e *engine) work(ctx context.Context, w *worker) error {
 	}
 }
 
-// next returns what to do; no file means that nothing is left to do.
-func (e *engine) next() task {
+// pick returns what to do; no file means that nothing is left to do.
+func (e *engine) pick() task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for e.err == nil && e.left > 0 {
@@ -211,10 +218,8 @@ func (e *engine) next() task {
 			return task{file: f, part: part}
 		}
 		limit := e.opts.FileConcurrency
-		if len(e.waiting) > 0 && (limit == 0 || e.opened < limit) {
-			f := e.waiting[0]
-			e.waiting[0] = nil
-			e.waiting = e.waiting[1:]
+		if e.waiting+len(e.again) > 0 && (limit == 0 || e.opened < limit) {
+			f := e.takeFile()
 			f.begin()
 			e.busy[f] = struct{}{}
 			e.opened++
@@ -234,10 +239,28 @@ func (e *engine) next() task {
 	return task{}
 }
 
+// takeFile returns the next file that waits. It must be called with the engine's
+// lock, and only if there is one.
+func (e *engine) takeFile() *file {
+	if e.waiting == 0 {
+		f := e.again[0]
+		e.again = e.again[1:]
+		return f
+	}
+	for e.files.standing(e.next) != missing {
+		e.next++
+	}
+	f := &file{entry: e.files.entry(e.next)}
+	f.saved = e.begun[f.rel]
+	e.next++
+	e.waiting--
+	return f
+}
+
 // hire adds connections if that would help and there is work for them. It must be
 // called with the engine's lock.
 func (e *engine) hire() {
-	work := len(e.open) + len(e.waiting)
+	work := len(e.open) + e.waiting + len(e.again)
 	if work == 0 || len(e.crew.spare) == 0 {
 		return
 	}
@@ -309,7 +332,10 @@ func (e *engine) finished(f *file, record *FileRecord) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.busy, f)
-	e.records = append(e.records, record)
+	e.files.fetched(&f.entry, record)
+	e.report.believe(record.Evidence, 1)
+	e.report.Bytes += record.Size
+	e.report.Files++
 	e.opened--
 	e.left--
 	e.progress.files.Add(1)
@@ -338,7 +364,7 @@ func (e *engine) restart(ctx context.Context, f *file) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.opened--
-	e.waiting = append(e.waiting, f)
+	e.again = append(e.again, f)
 	e.changed.Broadcast()
 	return nil
 }

@@ -86,18 +86,19 @@ func FuzzLayout(f *testing.F) {
 	f.Add("m/", "m//a\nm/./a\nm/../b")
 	f.Add("", ".preloader/x\n.preloader.json\n/\n//")
 	f.Fuzz(func(t *testing.T, prefix, keys string) {
-		l := &layout{bucket: "b", prefix: prefix}
+		l := newLayout("b", prefix, Filter{})
+		defer l.free()
 		for key := range strings.SplitSeq(keys, "\n") {
 			if strings.HasPrefix(key, prefix) && !l.take(object{key: key}) {
 				break
 			}
 		}
-		entries, err := l.done()
-		if err != nil {
+		if l.done() != nil {
 			return
 		}
 		files := map[string]bool{}
-		for _, e := range entries {
+		for i := range l.files.len() {
+			e := l.files.entry(i)
 			first, _, _ := strings.Cut(e.rel, "/")
 			if !filepath.IsLocal(e.rel) || filepath.Clean(e.rel) != e.rel || e.rel == "." || isOwn(first) || files[e.rel] {
 				t.Errorf("key %q becomes %q", e.object.key, e.rel)

@@ -176,18 +176,17 @@ func modelDigest(dirs []string) (string, error) {
 		if err != nil {
 			return "", diskFailure(dir, err)
 		}
-		marker, err := loadMarker(root)
+		marker, err := loadMarker(root, func(*FileRecord) {})
+		if err == nil && marker != nil { // which is whole
+			_, err = loadMarker(root, func(f *FileRecord) {
+				fmt.Fprintf(hash, "%q %d %s %s\n", f.Path, f.Size, f.CRC, f.Sum)
+			})
+		}
 		_ = root.Close()
 		if err != nil {
 			return "", diskFailure(dir, err)
 		}
-		if marker == nil {
-			continue
-		}
-		found = true
-		for _, f := range marker.Files {
-			fmt.Fprintf(hash, "%q %d %s %s\n", f.Path, f.Size, f.CRC, f.Sum)
-		}
+		found = found || marker != nil
 	}
 	if !found {
 		return "", nil
@@ -283,7 +282,8 @@ func (c *caches) explain(ctx context.Context) string {
 	slices.SortFunc(found, func(a, b object) int { return compareInt64(b.modified, a.modified) })
 	var mu sync.Mutex
 	var closest *jitcache.Manifest
-	_ = eachOf(ctx, c.opts.Conns, found[:min(len(found), mostCompared)], func(ctx context.Context, o object) error {
+	compared := slices.Values(found[:min(len(found), mostCompared)])
+	_ = eachOf(ctx, c.opts.Conns, compared, func(ctx context.Context, o object) error {
 		m, _, err := c.readManifest(ctx, o.key, nil)
 		mu.Lock()
 		defer mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"sync"
 
@@ -70,21 +71,20 @@ type savedFile struct {
 	segments []segment
 }
 
-// saved is what an earlier run left: files begun and files done, by path.
+// saved is what an earlier run left of files that it had begun, by path.
 type saved struct {
 	boot  string
 	begun map[string]*savedFile
-	done  map[string]*FileRecord
 }
 
 func newSaved() *saved {
-	return &saved{begun: map[string]*savedFile{}, done: map[string]*FileRecord{}}
+	return &saved{begun: map[string]*savedFile{}}
 }
 
-// readJournal reads what r holds. A line that cannot be read ends the reading:
-// what follows a torn line cannot be trusted, and what is forgotten is fetched
-// again. share may replace texts of a record by copies that are there already.
-func readJournal(r io.Reader, share func(*FileRecord)) *saved {
+// readJournal reads what r holds, and hands on the records of files that were done.
+// A line that cannot be read ends the reading: what follows a torn line cannot be
+// trusted, and what is forgotten is fetched again.
+func readJournal(r io.Reader, done func(*FileRecord)) *saved {
 	s := newSaved()
 	byID := map[int]*savedFile{}
 	lines := bufio.NewScanner(r)
@@ -92,14 +92,11 @@ func readJournal(r io.Reader, share func(*FileRecord)) *saved {
 	for lines.Scan() {
 		var line journalLine
 		decoder := json.NewDecoder(bytes.NewReader(lines.Bytes()))
-		if decoder.Decode(&line) != nil {
+		if decoder.Decode(&line) != nil || !s.apply(line, byID) {
 			break
 		}
 		if line.Done != nil {
-			share(line.Done)
-		}
-		if !s.apply(line, byID) {
-			break
+			done(line.Done)
 		}
 	}
 	return s
@@ -125,8 +122,10 @@ func (s *saved) apply(line journalLine, byID map[int]*savedFile) bool {
 		}
 		f.segments = append(f.segments, segment{span{line.Range.Off, line.Range.N}, line.Range.Sum})
 	case line.Done != nil:
-		s.done[line.Done.Path] = line.Done
-		delete(s.begun, line.Done.Path)
+		if f := s.begun[line.Done.Path]; f != nil {
+			delete(s.begun, f.Path)
+			delete(byID, f.ID)
+		}
 	default:
 		return false
 	}
@@ -141,15 +140,16 @@ type journal struct {
 }
 
 // startJournal writes a new journal with what is still worth knowing of the old
-// one, and puts it in its place in one step. It gives begun files new ids.
-func startJournal(root *os.Root, boot string, keep *saved) (*journal, error) {
+// one, and with files that are done, and puts it in its place in one step. It gives
+// begun files new ids.
+func startJournal(root *os.Root, boot string, keep *saved, done iter.Seq[*FileRecord]) (*journal, error) {
 	const fresh = journalName + ".new"
 	f, err := root.OpenFile(fresh, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("starting the journal: %w", err)
 	}
 	j := &journal{file: f}
-	err = j.copy(boot, keep)
+	err = j.copy(boot, keep, done)
 	if err == nil {
 		err = root.Rename(fresh, journalName)
 	}
@@ -160,11 +160,11 @@ func startJournal(root *os.Root, boot string, keep *saved) (*journal, error) {
 	return j, nil
 }
 
-func (j *journal) copy(boot string, keep *saved) error {
+func (j *journal) copy(boot string, keep *saved, done iter.Seq[*FileRecord]) error {
 	w := bufio.NewWriter(j.file)
 	encoder := json.NewEncoder(w)
 	err := encoder.Encode(journalLine{Header: &journalHeader{Form: journalForm, Boot: boot}})
-	for _, r := range keep.done {
+	for r := range done {
 		err = errors.Join(err, encoder.Encode(journalLine{Done: r}))
 	}
 	for _, f := range keep.begun {
@@ -212,7 +212,7 @@ func (j *journal) finished(r *FileRecord) error {
 func (j *journal) close() error { return j.file.Close() }
 
 // loadSaved reads the journal beneath root; none at all is as good as an empty one.
-func loadSaved(root *os.Root, share func(*FileRecord)) (*saved, error) {
+func loadSaved(root *os.Root, done func(*FileRecord)) (*saved, error) {
 	f, err := root.Open(journalName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return newSaved(), nil
@@ -221,7 +221,7 @@ func loadSaved(root *os.Root, share func(*FileRecord)) (*saved, error) {
 		return nil, fmt.Errorf("opening the journal: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	return readJournal(f, share), nil
+	return readJournal(f, done), nil
 }
 
 // bootID names the current run of the kernel, or nothing where it is unknown,

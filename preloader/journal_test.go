@@ -13,6 +13,31 @@ import (
 	"serverless.xyz/outrigger/preloader/crc"
 )
 
+func noRecords(func(*FileRecord) bool) {}
+
+// told is what a journal tells.
+type told struct {
+	*saved
+	done map[string]FileRecord
+}
+
+func (d told) take(r *FileRecord) { d.done[r.Path] = *r }
+
+func (d told) all(yield func(*FileRecord) bool) {
+	for _, r := range d.done {
+		if !yield(&r) {
+			return
+		}
+	}
+}
+
+// tell reads a journal.
+func tell(raw []byte) told {
+	out := told{done: map[string]FileRecord{}}
+	out.saved = readJournal(bytes.NewReader(raw), out.take)
+	return out
+}
+
 // sampleJournal writes a journal as a run does and returns its bytes.
 func sampleJournal(tb testing.TB) []byte {
 	tb.Helper()
@@ -24,7 +49,7 @@ func sampleJournal(tb testing.TB) []byte {
 	if err := root.Mkdir(workDir, dirMode); err != nil {
 		tb.Fatal(err)
 	}
-	j, err := startJournal(root, "boot", newSaved())
+	j, err := startJournal(root, "boot", newSaved(), noRecords)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -51,16 +76,15 @@ func sampleJournal(tb testing.TB) []byte {
 }
 
 func TestJournalReadsBack(t *testing.T) {
-	got := readJournal(bytes.NewReader(sampleJournal(t)), (*FileRecord).share)
-	want := &saved{
-		boot: "boot",
-		begun: map[string]*savedFile{"a": {
+	got := tell(sampleJournal(t))
+	want := told{
+		saved: &saved{boot: "boot", begun: map[string]*savedFile{"a": {
 			begunFile: begunFile{ID: 1, Path: "a", Object: "s3://b/a", Version: "v", Size: 100, CRC: "CRC32C"},
 			segments:  []segment{{span{0, 10}, 7}, {span{50, 50}, 1 << 63}},
-		}},
-		done: map[string]*FileRecord{"b": {Path: "b", Object: "s3://b/b", Size: 3, Evidence: EvidenceChecksum}},
+		}}},
+		done: map[string]FileRecord{"b": {Path: "b", Object: "s3://b/b", Size: 3, Evidence: EvidenceChecksum}},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(saved{}, savedFile{}, span{}, segment{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(told{}, saved{}, savedFile{}, span{}, segment{})); diff != "" {
 		t.Errorf("journal (-want +got):\n%s", diff)
 	}
 }
@@ -70,7 +94,7 @@ func TestJournalReadsBack(t *testing.T) {
 func TestJournalTornAnywhere(t *testing.T) {
 	raw := sampleJournal(t)
 	for cut := range raw {
-		got := readJournal(bytes.NewReader(raw[:cut]), (*FileRecord).share)
+		got := tell(raw[:cut])
 		lines := bytes.Count(raw[:cut], []byte("\n"))
 		if whole := len(raw[:cut]) > 0 && raw[cut] == '\n'; whole {
 			lines++ // only the line's end is missing
@@ -97,20 +121,21 @@ func TestJournalKeepsWhatAnEarlierOneKnew(t *testing.T) {
 	if err := root.Mkdir(workDir, dirMode); err != nil {
 		t.Fatal(err)
 	}
-	first := readJournal(bytes.NewReader(sampleJournal(t)), (*FileRecord).share)
-	j, err := startJournal(root, "boot", first)
+	first := tell(sampleJournal(t))
+	j, err := startJournal(root, "boot", first.saved, first.all)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := j.wrote(first.begun["a"].ID, segment{span{10, 5}, 9}); err != nil {
 		t.Fatal(err)
 	}
-	again, err := loadSaved(root, (*FileRecord).share)
+	again := told{done: map[string]FileRecord{}}
+	again.saved, err = loadSaved(root, again.take)
 	if err != nil {
 		t.Fatal(err)
 	}
 	first.begun["a"].segments = append(first.begun["a"].segments, segment{span{10, 5}, 9})
-	if diff := cmp.Diff(first, again, cmp.AllowUnexported(saved{}, savedFile{}, span{}, segment{})); diff != "" {
+	if diff := cmp.Diff(first, again, cmp.AllowUnexported(told{}, saved{}, savedFile{}, span{}, segment{})); diff != "" {
 		t.Errorf("journal (-want +got):\n%s", diff)
 	}
 }
@@ -120,7 +145,7 @@ func FuzzJournal(f *testing.F) {
 	f.Add([]byte(`{"range":{"id":1,"off":-5,"n":99999999999999,"sum":"1"}}`))
 	f.Add([]byte(`{"begun":{"id":1,"path":"../x","size":-1,"crc":"CRC32"}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		s := readJournal(bytes.NewReader(raw), (*FileRecord).share)
+		s := tell(raw)
 		for _, b := range s.begun {
 			have := mergeSegments(crc.ByName(b.CRC), b.Size, 0, b.segments)
 			for _, p := range split(gaps(b.Size, have), max(b.Size/100, minPart)) {
@@ -140,21 +165,24 @@ func FuzzMarker(f *testing.F) {
 	f.Add(raw)
 	f.Add([]byte(`{"form":1,"files":[{"path":"../../etc/passwd","size":-1}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		m, err := readMarker(bytes.NewReader(raw), (*FileRecord).share)
-		if err != nil {
+		files := &catalog{}
+		defer files.free()
+		if _, err := readMarker(bytes.NewReader(raw), func(r *FileRecord) { files.put(r, noted) }); err != nil {
 			return
 		}
+		files.settle()
 		root, err := os.OpenRoot(t.TempDir())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer root.Close()
 		s := &store{root: root}
-		for _, r := range m.Files {
-			if s.holds(&r) && r.Path != "." {
+		for i := range files.len() {
+			r := files.record(i)
+			if s.holds(r) && r.Path != "." {
 				t.Errorf("an empty directory holds %q", r.Path)
 			}
-			s.matches(&r, make([]byte, 16))
+			s.matches(r, make([]byte, 16))
 		}
 	})
 }

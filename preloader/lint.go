@@ -40,40 +40,42 @@ const indexSuffix = ".safetensors.index.json"
 
 // shape is what a model says about itself, as far as a pull cares.
 type shape struct {
-	// listed are the paths of all objects of the source, filtered out or not, if
-	// there is an index among them.
-	listed map[string]bool
+	// dropped are the paths of objects of the source that are not fetched, if there is
+	// an index that may name them.
+	dropped *catalog
 	// shards are the files that each index names, by the index's path.
 	shards map[string][]string
 }
 
 // leaveOut drops what the selection makes superfluous and says so.
-func (p *pull) leaveOut(ctx context.Context, entries []entry) ([]entry, error) {
+func (p *pull) leaveOut(ctx context.Context) error {
 	if p.opts.Select != SelectSafetensors {
-		return entries, nil
+		return nil
 	}
-	if err := p.readIndexes(ctx, entries); err != nil {
-		return nil, err
+	if err := p.readIndexes(ctx); err != nil {
+		return err
 	}
-	var files []string
-	for _, e := range entries {
-		files = append(files, e.rel)
-	}
-	why := superfluous(files, p.shape.shards)
+	why := superfluous(p.files.paths(), p.shape.shards)
 	left := map[string]*Amount{}
 	total := &Amount{}
-	entries = slices.DeleteFunc(entries, func(e entry) bool {
-		reason, drop := why[e.rel]
-		if !drop {
+	p.files.drop(func(i int) bool {
+		reason := why(string(p.files.path(i)))
+		if reason == "" {
 			return false
 		}
 		if left[reason] == nil {
 			left[reason] = &Amount{}
 		}
-		left[reason].add(e.object.size)
-		total.add(e.object.size)
+		left[reason].add(p.files.size(i))
+		total.add(p.files.size(i))
+		p.shape.dropped.add(entry{rel: string(p.files.path(i))})
+		if p.files.standing(i) == noted {
+			p.others.put(p.files.record(i), noted)
+		}
 		return true
 	})
+	p.shape.dropped.sort()
+	p.others.settle()
 	for _, reason := range slices.Sorted(maps.Keys(left)) {
 		p.log.Info(
 			"Leaving files out",
@@ -88,19 +90,20 @@ func (p *pull) leaveOut(ctx context.Context, entries []entry) ([]entry, error) {
 	if total.Files > 0 {
 		p.report.LeftOut = total
 	}
-	return entries, nil
+	return nil
 }
 
 // readIndexes fills the shape with what the indexes of the model name, once.
-func (p *pull) readIndexes(ctx context.Context, entries []entry) error {
+func (p *pull) readIndexes(ctx context.Context) error {
 	if p.shape.shards != nil {
 		return nil
 	}
 	p.shape.shards = map[string][]string{}
-	for _, e := range entries {
-		if !strings.HasSuffix(e.rel, indexSuffix) || e.object.size > largestIndex {
+	for i := range p.files.len() {
+		if !bytes.HasSuffix(p.files.path(i), []byte(indexSuffix)) || p.files.size(i) > largestIndex {
 			continue
 		}
+		e := p.files.entry(i)
 		shards, err := p.readIndex(ctx, e)
 		if err != nil {
 			return wrongFile(e.uri, err)
@@ -121,7 +124,7 @@ func (p *pull) readIndex(ctx context.Context, e entry) (shards []string, err err
 
 // readWhole reads a small file where it is: in place, or in the store.
 func (p *pull) readWhole(ctx context.Context, e entry, take func(io.Reader) error) error {
-	if p.current(&e) {
+	if p.current(e) {
 		f, err := p.store.root.Open(e.rel)
 		if err == nil {
 			defer f.Close() //nolint:errcheck // only read
@@ -186,23 +189,26 @@ func (s *summed) meets() error {
 
 // lint reads the headers of the safetensors files that are about to be fetched,
 // so that a broken one shows before bandwidth is spent.
-func (p *pull) lint(ctx context.Context, entries []entry, files []*file) error {
+func (p *pull) lint(ctx context.Context) error {
 	if !p.opts.Lint {
 		return nil
 	}
 	var suspects []entry
-	for _, f := range files {
-		if strings.HasSuffix(f.rel, ".safetensors") && f.saved == nil {
-			suspects = append(suspects, *f.entry)
+	for i := range p.files.having(missing) {
+		if !bytes.HasSuffix(p.files.path(i), []byte(".safetensors")) {
+			continue
+		}
+		if f := p.file(i); f.saved == nil {
+			suspects = append(suspects, f.entry)
 		}
 	}
 	if len(suspects) == 0 {
 		return nil
 	}
-	if err := p.readIndexes(ctx, entries); err != nil {
+	if err := p.readIndexes(ctx); err != nil {
 		return err
 	}
-	if missing := missingShards(p.shape.listed, p.shape.shards); len(missing) > 0 {
+	if missing := missingShards(p.listed, p.shape.shards); len(missing) > 0 {
 		return &ExitError{
 			Code: ExitIntegrity, Reason: "MissingShard",
 			Cause: fmt.Sprintf("%s lacks %d files that its index names, such as %s",
@@ -211,7 +217,7 @@ func (p *pull) lint(ctx context.Context, entries []entry, files []*file) error {
 		}
 	}
 	var large sync.Mutex
-	return eachOf(ctx, p.opts.Conns, suspects, func(ctx context.Context, e entry) error {
+	return eachOf(ctx, p.opts.Conns, slices.Values(suspects), func(ctx context.Context, e entry) error {
 		err := p.lintHeader(ctx, e, &large)
 		if errors.Is(err, safetensors.ErrMalformed) {
 			err = p.lintHeader(ctx, e, &large) // it may have been damaged on the way
@@ -221,6 +227,15 @@ func (p *pull) lint(ctx context.Context, entries []entry, files []*file) error {
 		}
 		return wrongFile(e.uri, err)
 	})
+}
+
+// listed reports whether the source has a file, whether or not it is fetched.
+func (p *pull) listed(rel string) bool {
+	_, found := p.files.find(rel)
+	if !found {
+		_, found = p.shape.dropped.find(rel)
+	}
+	return found
 }
 
 // wrongFile words an error of a file's format; others stay as they are.
@@ -298,30 +313,47 @@ func cut(size, want int64) error {
 // lintTree checks the headers of the safetensors files of a tree. A shard that
 // an index names and that is not there may have been left out on purpose, so
 // that is only said.
-func lintTree(ctx context.Context, dir string, marker *Marker, log *slog.Logger) error {
+func lintTree(ctx context.Context, dir string, log *slog.Logger) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return diskFailure(dir, err)
 	}
 	defer root.Close() //nolint:errcheck // only read
-	have, shards := map[string]bool{}, map[string][]string{}
-	for _, r := range marker.Files {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+	shards := map[string][]string{}
+	var failure error
+	_, err = loadMarker(root, func(r *FileRecord) {
+		if failure != nil || ctx.Err() != nil {
+			return
 		}
-		have[r.Path] = true
-		if shards[r.Path], err = lintFile(root, r); err != nil {
-			return wrongFile(strconv.Quote(r.Path)+" in "+dir, err)
+		named, err := lintFile(root, r)
+		if err != nil {
+			failure = wrongFile(strconv.Quote(r.Path)+" in "+dir, err)
 		}
+		if named != nil {
+			shards[r.Path] = named
+		}
+	})
+	if err := cmp.Or(context.Cause(ctx), failure, err); err != nil || len(shards) == 0 {
+		return err
 	}
-	if missing := missingShards(have, shards); len(missing) > 0 {
+	have := &catalog{}
+	defer have.free()
+	if _, err := loadMarker(root, func(r *FileRecord) { have.add(entry{rel: r.Path}) }); err != nil {
+		return err
+	}
+	have.sort()
+	has := func(rel string) bool {
+		_, found := have.find(rel)
+		return found
+	}
+	if missing := missingShards(has, shards); len(missing) > 0 {
 		log.Warn("An index names files that are not there", "files", len(missing), "first", missing[0])
 	}
 	return nil
 }
 
 // lintFile checks a header, or reads an index and returns what it names.
-func lintFile(root *os.Root, r FileRecord) ([]string, error) {
+func lintFile(root *os.Root, r *FileRecord) ([]string, error) {
 	isIndex := strings.HasSuffix(r.Path, indexSuffix)
 	if !isIndex && !strings.HasSuffix(r.Path, ".safetensors") {
 		return nil, nil

@@ -10,13 +10,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
+	"iter"
 	"os"
-	"slices"
-	"strings"
 	"time"
-
-	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // markerName is a file, not a folder: model servers such as Triton take every
@@ -41,7 +37,8 @@ type Marker struct {
 	Bytes int64 `json:"bytes"`
 	// Archives are the objects that were unpacked; Files lists what they held.
 	Archives []FileRecord `json:"archives,omitempty"`
-	// Files lists every file by path.
+	// Files lists every file by path. There may be very many: who reads a marker
+	// gets them one by one.
 	Files []FileRecord `json:"files"`
 }
 
@@ -64,24 +61,9 @@ type FileRecord struct {
 	Evidence Evidence `json:"evidence"`
 }
 
-// share replaces words that come in many records by one copy of each.
-func (r *FileRecord) share() {
-	if kind := crc.ByName(r.CRC); kind != nil {
-		r.CRC = kind.Name
-	}
-	for _, known := range []Evidence{EvidenceChecksum, EvidenceParts, EvidenceMD5, EvidenceSums, EvidenceSize} {
-		if r.Evidence == known {
-			r.Evidence = known
-		}
-	}
-	if strings.HasSuffix(r.Object, "/"+r.Path) {
-		r.Path = r.Object[len(r.Object)-len(r.Path):]
-	}
-}
-
-// readMarker reads what a pull wrote, file by file: there may be very many. share
-// may replace texts of a record by copies that are there already.
-func readMarker(r io.Reader, share func(*FileRecord)) (*Marker, error) {
+// readMarker reads what a pull wrote, and hands its files on one by one: there may
+// be very many. An error may come after the last of them.
+func readMarker(r io.Reader, take func(*FileRecord)) (*Marker, error) {
 	m := &Marker{}
 	in := json.NewDecoder(r)
 	rest := map[string]json.RawMessage{}
@@ -92,7 +74,7 @@ func readMarker(r io.Reader, share func(*FileRecord)) (*Marker, error) {
 			break
 		}
 		if name == "files" {
-			m.Files, err = readRecords(in, share)
+			err = readRecords(in, take)
 			continue
 		}
 		var value json.RawMessage
@@ -109,7 +91,6 @@ func readMarker(r io.Reader, share func(*FileRecord)) (*Marker, error) {
 			err = errors.New("something follows its end")
 		}
 	}
-	files := m.Files
 	if raw, marshalErr := json.Marshal(rest); err == nil {
 		err = cmp.Or(marshalErr, json.Unmarshal(raw, m))
 	}
@@ -119,7 +100,6 @@ func readMarker(r io.Reader, share func(*FileRecord)) (*Marker, error) {
 	if m.Form != journalForm {
 		return nil, fmt.Errorf("reading %s: form %d is unknown", markerName, m.Form)
 	}
-	m.Files = files
 	return m, nil
 }
 
@@ -133,28 +113,23 @@ func want(in *json.Decoder, token json.Token) error {
 }
 
 // readRecords reads a list of records.
-func readRecords(in *json.Decoder, share func(*FileRecord)) ([]FileRecord, error) {
+func readRecords(in *json.Decoder, take func(*FileRecord)) error {
 	if err := want(in, json.Delim('[')); err != nil {
-		return nil, err
+		return err
 	}
-	var files []FileRecord
 	for in.More() {
 		var r FileRecord
 		if err := in.Decode(&r); err != nil {
-			return nil, err
+			return err
 		}
-		share(&r)
-		files = append(files, r)
+		take(&r)
 	}
-	return files, want(in, json.Delim(']'))
+	return want(in, json.Delim(']'))
 }
 
-// loadMarker returns the marker beneath root, or nil if there is none that can
-// be read.
-func loadMarker(root *os.Root) (*Marker, error) { return loadMarkerSharing(root, (*FileRecord).share) }
-
-// loadMarkerSharing is loadMarker where texts of records may be there already.
-func loadMarkerSharing(root *os.Root, share func(*FileRecord)) (*Marker, error) {
+// loadMarker hands on the files of the marker beneath root and returns the rest of
+// it, or nil if there is none that can be read, which may show after some of its files.
+func loadMarker(root *os.Root, take func(*FileRecord)) (*Marker, error) {
 	f, err := root.Open(markerName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // the absence is the answer
@@ -163,7 +138,7 @@ func loadMarkerSharing(root *os.Root, share func(*FileRecord)) (*Marker, error) 
 		return nil, fmt.Errorf("reading %s: %w", markerName, err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	m, err := readMarker(f, share)
+	m, err := readMarker(bufio.NewReader(f), take)
 	if disk, broken := errors.AsType[*fs.PathError](err); broken {
 		return nil, fmt.Errorf("reading %s: %w", markerName, disk)
 	}
@@ -173,10 +148,11 @@ func loadMarkerSharing(root *os.Root, share func(*FileRecord)) (*Marker, error) 
 	return m, nil
 }
 
-// writeMarker puts the marker in place in one step, with these files.
-func writeMarker(root *os.Root, m *Marker, files map[string]*FileRecord) error {
+// writeMarker puts the marker in place in one step, with these files, which come in
+// the order of their paths.
+func writeMarker(root *os.Root, m *Marker, files iter.Seq[*FileRecord]) error {
 	m.Form, m.Bytes = journalForm, 0
-	for _, f := range files {
+	for f := range files {
 		m.Bytes += f.Size
 	}
 	const fresh = workDir + "/complete.new"
@@ -195,7 +171,7 @@ func writeMarker(root *os.Root, m *Marker, files map[string]*FileRecord) error {
 }
 
 // encode writes the marker file by file: there may be very many.
-func (m *Marker) encode(w *bufio.Writer, files map[string]*FileRecord) error {
+func (m *Marker) encode(w *bufio.Writer, files iter.Seq[*FileRecord]) error {
 	m.Files = []FileRecord{}
 	raw, err := json.Marshal(m)
 	if err != nil {
@@ -203,15 +179,15 @@ func (m *Marker) encode(w *bufio.Writer, files map[string]*FileRecord) error {
 	}
 	const last = "]}" // of the files, which end it
 	_, err = w.Write(raw[:len(raw)-len(last)])
-	paths := slices.AppendSeq(make([]string, 0, len(files)), maps.Keys(files))
-	slices.Sort(paths)
-	for i, path := range paths {
-		if raw, err = json.Marshal(files[path]); err != nil {
+	first := true
+	for r := range files {
+		if raw, err = json.Marshal(r); err != nil {
 			return err
 		}
-		if i > 0 {
+		if !first {
 			raw = append([]byte(","), raw...)
 		}
+		first = false
 		if _, err = w.Write(raw); err != nil {
 			return err
 		}

@@ -3,11 +3,11 @@
 package preloader
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"regexp"
 	"slices"
 	"strings"
@@ -32,26 +32,18 @@ func parsePins(text string) ([]string, error) {
 	return pins, nil
 }
 
-// treeDigest names the content of files: their paths, sizes and checks.
-func treeDigest(records []*FileRecord) string {
-	slices.SortFunc(records, func(a, b *FileRecord) int { return cmp.Compare(a.Path, b.Path) })
+// treeDigest names the content of files: their paths, sizes and checks. They come in
+// the order of their paths.
+func treeDigest(files iter.Seq[*FileRecord]) string {
 	hash := sha256.New()
-	for _, r := range records {
+	for r := range files {
 		fmt.Fprintf(hash, "%q %d %s %s\n", r.Path, r.Size, r.CRC, r.Sum)
 	}
 	return "sha256:" + hex.EncodeToString(hash.Sum(nil))
 }
 
 // digest names what is in place of this source.
-func (p *pull) digest() string {
-	var records []*FileRecord
-	for rel, r := range p.keep {
-		if p.from(r.Object) && !p.others[rel] {
-			records = append(records, r)
-		}
-	}
-	return treeDigest(records)
-}
+func (p *pull) digest() string { return treeDigest(records(p.files, &catalog{})) }
 
 // meetsPin notes the digest of what is in place, and compares it with the one that was
 // asked for.
@@ -82,36 +74,34 @@ func (p *pull) pinnedInPlace(ctx context.Context) (bool, error) {
 	if err != nil || marker == nil || !slices.Contains(marker.Sources, p.pair.Source) {
 		return false, err
 	}
-	var records []*FileRecord
-	for rel, r := range p.saved.done {
-		switch {
-		case !p.from(r.Object):
-			p.others[rel] = true
-		case !p.enough(r) || !p.inPlace(r):
+	for i := range p.others.having(noted) {
+		if r := p.others.record(i); p.from(r.Object) && (!p.enough(r) || !p.inPlace(r)) {
 			return false, nil
-		default:
-			records = append(records, r)
 		}
 	}
-	if treeDigest(records) != p.pin {
+	p.adopt()
+	if p.digest() != p.pin {
 		return false, nil
 	}
-	p.keep = p.saved.done
-	for _, r := range records {
-		p.report.believe(r.Evidence, 1)
-		p.report.Bytes += r.Size
-		p.report.Files++
-		p.report.Skipped++
-		p.progress.wanted.Add(1)
-		p.progress.skipped.Add(1)
-		p.progress.total.Add(r.Size)
-		p.progress.done.Add(r.Size)
-	}
+	p.tally()
 	p.report.Digests = []string{p.pin}
-	p.log.Info("What is pinned is in place already", "files", len(records))
+	p.log.Info("What is pinned is in place already", "files", p.files.len())
 	p.believeFromNowOn(marker)
 	p.measureCache()
 	return true, nil
+}
+
+// adopt has files that were noted in place, and those of this source among its own,
+// whether or not it was listed.
+func (p *pull) adopt() {
+	p.files.promote()
+	for i := range p.others.having(noted) {
+		if r := p.others.record(i); p.from(r.Object) {
+			p.files.put(r, ready)
+		}
+	}
+	p.files.settle()
+	p.others.promote()
 }
 
 // from reports whether an object is of this source.

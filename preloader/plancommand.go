@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -189,7 +190,9 @@ func (m *planner) pair(ctx context.Context, pair Pair, plan *PairPlan) error {
 
 // model plans the pull of one model from S3.
 func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
-	entries, err := p.list(ctx)
+	p.forget()
+	defer p.free()
+	err := p.list(ctx)
 	if err != nil {
 		return err
 	}
@@ -197,35 +200,35 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 		return err
 	}
 	defer p.store.close()
-	p.saved, p.keep, p.others = newSaved(), map[string]*FileRecord{}, map[string]bool{}
 	if p.store.root != nil {
 		if _, plan.Rechecked, err = p.remember(); err != nil {
 			return err
 		}
 	}
-	if entries, err = p.leaveOut(ctx, entries); err != nil {
+	if err := p.leaveOut(ctx); err != nil {
 		return err
 	}
 	if left := p.report.LeftOut; left != nil {
 		plan.LeftOut = *left
 	}
-	plan.Archive = soleArchive(entries)
-	files := p.missing(entries)
-	p.tally(entries)
-	plan.fill(p, entries, files)
-	if len(files) == 0 {
+	plan.Archive = soleArchive(p.files)
+	wanted := p.sift()
+	p.tally()
+	plan.fill(p)
+	if wanted == 0 {
 		return nil
 	}
-	if err := p.lint(ctx, entries, files); err != nil {
+	if err := p.lint(ctx); err != nil {
 		return err
 	}
 	// What does not fit is worth knowing together with all the rest.
-	diskErr := m.disk(p, plan, files)
+	diskErr := m.disk(p, plan)
 	policy, policyErr := p.choosePolicy()
 	plan.IO, plan.Why = policy.mode, policy.why
-	if p.sums, err = p.readSums(ctx, entries); err != nil {
+	if p.sums, err = p.readSums(ctx); err != nil {
 		return err
 	}
+	files := slices.Collect(p.todo())
 	proveErr := m.prove(ctx, p, plan, files)
 	if err := cmp.Or(diskErr, policyErr, proveErr); err != nil {
 		return err
@@ -267,27 +270,22 @@ func viewStore(dir string) (*store, error) {
 }
 
 // fill notes what is in place and what is not.
-func (plan *PairPlan) fill(p *pull, entries []entry, files []*file) {
-	begun := map[string]int64{}
-	for _, f := range files {
-		begun[f.rel] = 0
-		if f.saved != nil {
-			for _, s := range f.saved.segments {
-				begun[f.rel] += s.n
-			}
-		}
-	}
-	for _, e := range entries {
-		size := e.object.size
-		o := ObjectPlan{Path: e.rel, Bytes: size, State: "inPlace"}
+func (plan *PairPlan) fill(p *pull) {
+	for i := range p.files.len() {
+		size := p.files.size(i)
+		o := ObjectPlan{Path: string(p.files.path(i)), Bytes: size, State: "inPlace"}
 		plan.Total.add(size)
-		have, missing := begun[e.rel]
-		switch {
-		case !missing:
-			o.Evidence = p.keep[e.rel].Evidence
+		if p.files.standing(i) == ready {
+			o.Evidence = p.files.evidence(i)
 			plan.believe(o.Evidence)
 			plan.InPlace.add(size)
-		default:
+		} else {
+			var have int64
+			if s := p.saved.begun[o.Path]; s != nil {
+				for _, segment := range s.segments {
+					have += segment.n
+				}
+			}
 			o.State = "missing"
 			if have > 0 {
 				o.State = "begun"
@@ -303,8 +301,7 @@ func (plan *PairPlan) fill(p *pull, entries []entry, files []*file) {
 // prove asks for every missing file what evidence the store has for it.
 func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*file) error {
 	var mu sync.Mutex
-	evidence := map[string]Evidence{}
-	err := eachOf(ctx, m.opts.Conns, files, func(ctx context.Context, f *file) error {
+	return eachOf(ctx, m.opts.Conns, slices.Values(files), func(ctx context.Context, f *file) error {
 		start := time.Now()
 		now, err := p.src.head(ctx, f.object.key)
 		if err != nil {
@@ -317,18 +314,12 @@ func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*f
 		mu.Lock()
 		defer mu.Unlock()
 		m.pace.answers = append(m.pace.answers, took)
-		if err == nil {
-			evidence[f.rel] = f.proof.evidence
+		if err == nil { // the plan has the files in the order of the catalog
+			plan.Objects[f.at].Evidence = f.proof.evidence
+			plan.believe(f.proof.evidence)
 		}
 		return err
 	})
-	for i := range plan.Objects {
-		if rung, ok := evidence[plan.Objects[i].Path]; ok {
-			plan.Objects[i].Evidence = rung
-			plan.believe(rung)
-		}
-	}
-	return err
 }
 
 func (plan *PairPlan) believe(e Evidence) {
@@ -339,12 +330,12 @@ func (plan *PairPlan) believe(e Evidence) {
 }
 
 // eachOf calls for every item, several at once, until one call fails.
-func eachOf[T any](ctx context.Context, atOnce int, items []T, call func(context.Context, T) error) error {
+func eachOf[T any](ctx context.Context, atOnce int, items iter.Seq[T], call func(context.Context, T) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
 	queue := make(chan T)
-	for range min(atOnce, len(items)) {
+	for range atOnce {
 		group.Go(func() {
 			for item := range queue {
 				if err := call(ctx, item); err != nil {
@@ -353,7 +344,7 @@ func eachOf[T any](ctx context.Context, atOnce int, items []T, call func(context
 			}
 		})
 	}
-	for _, item := range items {
+	for item := range items {
 		select {
 		case queue <- item:
 		case <-ctx.Done():
@@ -366,8 +357,8 @@ func eachOf[T any](ctx context.Context, atOnce int, items []T, call func(context
 
 // disk compares what is missing with what the file system has left after the
 // pairs before.
-func (m *planner) disk(p *pull, plan *PairPlan, files []*file) error {
-	plan.Disk = DiskPlan{Needed: p.need(files), InMemory: p.store.memory}
+func (m *planner) disk(p *pull, plan *PairPlan) error {
+	plan.Disk = DiskPlan{Needed: p.need(), InMemory: p.store.memory}
 	free, known := p.store.free()
 	if !known {
 		return nil

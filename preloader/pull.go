@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"os"
 	"slices"
@@ -102,6 +103,8 @@ func pullPair(ctx context.Context, opts Options, pair Pair, pin string, log *slo
 	case sourceS3:
 	}
 	p := &pull{opts: opts, at: at, pair: pair, pin: pin, log: log, report: report, progress: &progress{}}
+	p.forget()
+	defer p.free()
 	opts.Meter.watch(p.progress)
 	if done, err := p.pinnedInPlace(ctx); done || err != nil {
 		return err
@@ -144,19 +147,10 @@ type pull struct {
 
 	store *store
 	saved *saved
-	// keep are records of files in place, by path: those of this source that
-	// need no fetching, and those that other sources left.
-	keep map[string]*FileRecord
-	// others are those of keep that an earlier pair brought to the same directory.
-	others map[string]bool
-	// listed are all files of the source, in the order of their paths, and dropped the
-	// paths that the filters left out.
-	listed  []entry
-	dropped []string
-	// archives are the objects that were unpacked earlier, and stale the files in place
-	// that the source no longer has.
+	// files are those of the source, and others what earlier runs left beside them.
+	files, others *catalog
+	// archives are the objects that were unpacked earlier.
 	archives []string
-	stale    []*FileRecord
 	// shape is what the model says about itself.
 	shape shape
 	// sums are digests that the model brings along.
@@ -167,6 +161,20 @@ type pull struct {
 	rechecked bool
 	// looksOnly means that nothing may be written: it is a plan.
 	looksOnly bool
+}
+
+// forget starts with nothing known of files, and free gives the memory back.
+func (p *pull) forget() {
+	p.free()
+	p.saved, p.files, p.others = newSaved(), &catalog{}, &catalog{}
+}
+
+func (p *pull) free() {
+	for _, c := range []*catalog{p.files, p.others, p.shape.dropped} {
+		if c != nil {
+			c.free()
+		}
+	}
 }
 
 // open opens the directory.
@@ -181,59 +189,54 @@ func (p *pull) run(ctx context.Context) error {
 	}
 	defer p.store.close()
 	p.log.Info("Listing", "source", p.pair.Source)
-	entries, err := p.list(ctx)
-	if err != nil {
+	if err := p.list(ctx); err != nil {
 		return err
 	}
 	marker, err := p.recall(ctx)
 	if err != nil {
 		return err
 	}
-	if entries, err = p.leaveOut(ctx, entries); err != nil {
+	if err := p.leaveOut(ctx); err != nil {
 		return err
 	}
-	if sole := soleArchive(entries); sole != "" {
-		return p.fetchArchive(ctx, entries, sole, marker)
+	if sole := soleArchive(p.files); sole != "" {
+		return p.fetchArchive(ctx, sole, marker)
 	}
-	files := p.missing(entries)
-	p.tally(entries)
-	if len(files)+len(p.stale) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
-		p.log.Info("Everything is in place already", "files", len(entries))
+	wanted := p.sift()
+	p.tally()
+	if wanted+p.others.count(stale) == 0 && marker != nil && slices.Contains(marker.Sources, p.pair.Source) {
+		p.log.Info("Everything is in place already", "files", p.files.len())
 		p.believeFromNowOn(marker)
 		p.measureCache()
 		return p.meetsPin()
 	}
-	if err := p.lint(ctx, entries, files); err != nil {
+	if err := p.lint(ctx); err != nil {
 		return err
 	}
-	if p.sums, err = p.readSums(ctx, entries); err != nil {
+	if p.sums, err = p.readSums(ctx); err != nil {
 		return err
 	}
-	if err := p.fetch(ctx, files); err != nil {
+	if err := p.fetch(ctx); err != nil {
 		return err
 	}
 	return p.complete(marker)
 }
 
-// list lists the source and lays its files out, in the order of their paths. It
-// returns at least one.
-func (p *pull) list(ctx context.Context) ([]entry, error) {
-	l := &layout{bucket: p.at.bucket, prefix: p.at.path, filter: p.opts.Filter}
+// list lists the source and lays its files out, of which there is at least one.
+func (p *pull) list(ctx context.Context) error {
+	p.forget()
+	l := newLayout(p.at.bucket, p.at.path, p.opts.Filter)
+	p.files, p.shape.dropped = l.files, l.dropped
 	if err := each(ctx, p.src, p.at.path, p.opts.SiblingPrefixes, l.take); err != nil {
-		return nil, err
+		return err
 	}
-	entries, err := l.done()
-	if err != nil {
-		return nil, err
+	if err := l.done(); err != nil {
+		return err
 	}
-	if len(entries) == 0 {
-		return nil, p.nothingFound(l.listed)
+	if p.files.len() == 0 {
+		return p.nothingFound(l.listed)
 	}
-	if l.indexed {
-		p.shape.listed = l.all()
-	}
-	p.listed, p.dropped = entries, l.dropped
-	return entries, nil
+	return nil
 }
 
 func (p *pull) nothingFound(listed int) error {
@@ -251,7 +254,6 @@ func (p *pull) nothingFound(listed int) error {
 // recall reads what earlier runs left, and checks it against the bytes if the
 // machine has restarted since.
 func (p *pull) recall(ctx context.Context) (*Marker, error) {
-	p.saved, p.keep, p.others = newSaved(), map[string]*FileRecord{}, map[string]bool{}
 	if !p.opts.Resume {
 		return nil, nil //nolint:nilnil // no marker is believed
 	}
@@ -272,13 +274,17 @@ func (p *pull) recall(ctx context.Context) (*Marker, error) {
 // remember reads what earlier runs left, and reports whether the machine has
 // restarted since, so that it must be checked before it is believed.
 func (p *pull) remember() (*Marker, bool, error) {
-	marker, err := loadMarkerSharing(p.store.root, p.share)
+	marker, err := loadMarker(p.store.root, p.remind)
 	if err != nil {
 		return nil, false, err
 	}
-	if p.saved, err = loadSaved(p.store.root, p.share); err != nil {
+	if marker == nil { // or one that is torn: what it said before is not believed
+		p.unlearn()
+	}
+	if p.saved, err = loadSaved(p.store.root, p.remind); err != nil {
 		return nil, false, err
 	}
+	p.others.settle()
 	boot := bootID()
 	suspect := boot == "" || p.saved.boot != boot && p.saved.boot != ""
 	if marker != nil {
@@ -286,79 +292,91 @@ func (p *pull) remember() (*Marker, bool, error) {
 		for _, a := range marker.Archives {
 			p.archives = append(p.archives, a.Object)
 		}
-		for i := range marker.Files {
-			r := &marker.Files[i]
-			if _, newer := p.saved.done[r.Path]; !newer {
-				p.saved.done[r.Path] = r
-			}
-		}
 	}
 	return marker, suspect, nil
 }
 
-// share lets a record have its texts in common with the file that was listed.
-func (p *pull) share(r *FileRecord) {
-	r.share()
-	e := find(p.listed, r.Path)
-	if e == nil {
+// remind takes the record of a file that an earlier run has finished. A later one
+// counts more.
+func (p *pull) remind(r *FileRecord) {
+	i, listed := p.files.find(r.Path)
+	if !listed {
+		p.others.put(r, noted)
 		return
 	}
-	r.Path = e.rel
-	if r.Object == e.uri {
-		r.Object = e.uri
-	}
-	if r.Version == e.object.etag {
-		r.Version = e.object.etag
+	e := p.files.entry(i)
+	if r.Object != e.uri || r.Version != e.object.version() || r.Size != e.object.size || !p.files.note(i, r, noted) {
+		p.files.set(i, missing)
+		if archiveOf(r.Path) != notArchive { // what was unpacked may have had the archive's own name
+			p.others.put(r, noted)
+		}
 	}
 }
 
-// missing returns the files that have to be fetched.
-func (p *pull) missing(entries []entry) []*file {
-	var files []*file
-	for i := range entries {
-		e := &entries[i]
-		if p.current(e) {
-			continue
-		}
-		delete(p.saved.done, e.rel)
-		files = append(files, &file{entry: e, saved: p.begunBefore(e)})
+// unlearn forgets what it was reminded of.
+func (p *pull) unlearn() {
+	for i := range p.files.len() {
+		p.files.set(i, missing)
 	}
-	for rel, r := range p.saved.done {
-		switch {
-		case find(entries, rel) != nil:
-		case p.inPlace(r) && p.isStale(r):
-			p.stale = append(p.stale, r)
-		case p.inPlace(r):
-			p.others[rel] = true
-		default:
-			delete(p.saved.done, rel)
+	p.others.free()
+}
+
+// sift looks which files are in place, and returns how many have to be fetched.
+func (p *pull) sift() int {
+	for i := range p.files.having(noted) {
+		p.files.set(i, missing)
+		if r := p.files.record(i); p.enough(r) && p.inPlace(r) {
+			p.files.set(i, ready)
 		}
 	}
-	for rel := range p.saved.begun {
-		if find(entries, rel) == nil {
+	p.others.drop(func(i int) bool {
+		_, listed := p.files.find(string(p.others.path(i)))
+		return listed || p.others.standing(i) == missing || !p.inPlace(p.others.record(i))
+	})
+	for i := range p.others.having(noted) {
+		p.others.set(i, ready)
+		if p.isStale(p.others.record(i)) {
+			p.others.set(i, stale)
+		}
+	}
+	for rel, s := range p.saved.begun {
+		if i, listed := p.files.find(rel); !listed || p.files.standing(i) == ready || !s.of(p.files.entry(i)) {
 			delete(p.saved.begun, rel)
 		}
 	}
-	p.keep = p.saved.done
-	return files
+	return p.files.count(missing)
+}
+
+// todo returns the files that have to be fetched, once they are sifted.
+func (p *pull) todo() iter.Seq[*file] {
+	return func(yield func(*file) bool) {
+		for i := range p.files.having(missing) {
+			if !yield(p.file(i)) {
+				return
+			}
+		}
+	}
+}
+
+// file returns a file that has to be fetched, with what an earlier run left of it.
+func (p *pull) file(i int) *file {
+	f := &file{entry: p.files.entry(i)}
+	f.saved = p.saved.begun[f.rel]
+	return f
+}
+
+// of reports whether it is of the object as it is now.
+func (s *savedFile) of(e entry) bool {
+	return s.Object == e.uri && s.Version == e.object.version() && s.Size == e.object.size
 }
 
 // current reports whether a file is in place as the object is now.
-func (p *pull) current(e *entry) bool {
-	r, ok := p.saved.done[e.rel]
-	return ok && r.Object == e.uri && r.Version == e.object.version() && r.Size == e.object.size &&
-		p.enough(r) && p.inPlace(r)
-}
-
-// begunBefore returns what an earlier run left of a file, and forgets what it
-// left of another version.
-func (p *pull) begunBefore(e *entry) *savedFile {
-	s := p.saved.begun[e.rel]
-	if s != nil && s.Object == e.uri && s.Version == e.object.version() && s.Size == e.object.size {
-		return s
+func (p *pull) current(e entry) bool {
+	if p.files.standing(e.at) == missing {
+		return false
 	}
-	delete(p.saved.begun, e.rel)
-	return nil
+	r := p.files.record(e.at)
+	return p.enough(r) && p.inPlace(r)
 }
 
 // enough reports whether a file was checked as strictly as this run asks.
@@ -378,15 +396,16 @@ func (p *pull) inPlace(r *FileRecord) bool {
 }
 
 // tally starts the counters with what this source comes to.
-func (p *pull) tally(entries []entry) {
-	for _, e := range entries {
+func (p *pull) tally() {
+	for i := range p.files.len() {
+		size := p.files.size(i)
 		p.progress.wanted.Add(1)
-		p.progress.total.Add(e.object.size)
-		if r, ok := p.keep[e.rel]; ok {
-			p.progress.done.Add(e.object.size)
+		p.progress.total.Add(size)
+		if p.files.standing(i) == ready {
+			p.progress.done.Add(size)
 			p.progress.skipped.Add(1)
-			p.report.believe(r.Evidence, 1)
-			p.report.Bytes += r.Size
+			p.report.believe(p.files.evidence(i), 1)
+			p.report.Bytes += size
 			p.report.Files++
 			p.report.Skipped++
 		}
@@ -394,14 +413,14 @@ func (p *pull) tally(entries []entry) {
 }
 
 // fetch brings the missing files. The working directory stays.
-func (p *pull) fetch(ctx context.Context, files []*file) error {
+func (p *pull) fetch(ctx context.Context) error {
 	var closeShelf func()
 	var err error
 	if p.shelf, closeShelf, err = p.openShelf(ctx); err != nil {
 		return err
 	}
 	defer closeShelf()
-	if err := p.fits(files); err != nil {
+	if err := p.fits(); err != nil {
 		return err
 	}
 	policy, err := p.choosePolicy()
@@ -411,7 +430,7 @@ func (p *pull) fetch(ctx context.Context, files []*file) error {
 	if err := p.store.prepare(p.saved); err != nil {
 		return err
 	}
-	journal, err := startJournal(p.store.root, bootID(), p.saved)
+	journal, err := startJournal(p.store.root, bootID(), p.saved, records(p.files, p.others))
 	if err != nil {
 		return diskFailure(p.store.dir, err)
 	}
@@ -422,8 +441,11 @@ func (p *pull) fetch(ctx context.Context, files []*file) error {
 	}
 	engine := &engine{
 		src: p.src, store: p.store, journal: journal, opts: p.opts, log: p.log, progress: p.progress, policy: policy,
+		files:    p.files,
+		begun:    p.saved.begun,
 		sums:     p.sums,
 		shelf:    p.shelf,
+		report:   p.report,
 		throttle: p.throttle,
 	}
 	if policy.window > 0 {
@@ -434,7 +456,7 @@ func (p *pull) fetch(ctx context.Context, files []*file) error {
 		"source",
 		p.pair.Source,
 		"files",
-		len(files),
+		p.files.count(missing),
 		"bytes",
 		quantity.FormatBytes(p.progress.total.Load()),
 		"connections",
@@ -445,22 +467,14 @@ func (p *pull) fetch(ctx context.Context, files []*file) error {
 		policy.why,
 	)
 	p.progress.moving.Store(true)
-	p.listed = nil // what is listed may go when no file needs it any more
-	records, err := engine.run(ctx, files, p.opts.Conns)
+	err = engine.run(ctx, p.opts.Conns)
 	p.progress.moving.Store(false)
-	p.account(records)
-	for _, r := range records {
-		p.keep[r.Path] = r
-	}
+	p.account()
 	return err
 }
 
-func (p *pull) account(records []*FileRecord) {
-	for _, r := range records {
-		p.report.believe(r.Evidence, 1)
-		p.report.Bytes += r.Size
-		p.report.Files++
-	}
+// account notes what moving the bytes came to.
+func (p *pull) account() {
 	p.report.Fetched = p.progress.fetched.Load()
 	p.report.Resumed = p.progress.resumed.Load()
 	p.report.Reused = p.progress.reused.Load()
@@ -503,7 +517,7 @@ func (p *pull) complete(marker *Marker, archives ...FileRecord) error {
 	if err := p.meetsPin(); err != nil {
 		return err
 	}
-	if err := writeMarker(p.store.root, next, p.keep); err != nil {
+	if err := writeMarker(p.store.root, next, records(p.files, p.others)); err != nil {
 		return diskFailure(p.store.dir, err)
 	}
 	return p.store.finish()
@@ -518,31 +532,31 @@ func (p *pull) believeFromNowOn(marker *Marker) {
 		return
 	}
 	marker.Boot = boot
-	if err := errors.Join(writeMarker(p.store.root, marker, p.saved.done), p.store.finish()); err != nil {
+	if err := errors.Join(writeMarker(p.store.root, marker, records(p.files, p.others)), p.store.finish()); err != nil {
 		p.log.Warn("The next start will check all files again", "cause", err.Error())
 	}
 }
 
 // measureCache reports how much of the model a reader would find in memory.
 func (p *pull) measureCache() {
-	if n, ok := p.store.cached(p.keep, p.others); ok {
+	if n, ok := p.store.cached(p.files); ok {
 		p.report.Cached = &n
 	}
 }
 
 // fits compares what is to come with what the file system has left, so that a
 // volume that is too small fails at once and says by how much.
-func (p *pull) fits(files []*file) error {
+func (p *pull) fits() error {
 	if free, known := p.store.free(); known {
-		return p.fitsInto(p.need(files), free)
+		return p.fitsInto(p.need(), free)
 	}
 	return nil
 }
 
 // need returns how many bytes of disk the files will take beyond what they have.
-func (p *pull) need(files []*file) int64 {
+func (p *pull) need() int64 {
 	var need int64
-	for _, f := range files {
+	for f := range p.todo() {
 		if p.shelf.shares(f, p.store) {
 			continue
 		}

@@ -14,15 +14,15 @@ import (
 
 // soleArchive returns the path of the only file of a model if that is an
 // archive, else nothing. Like KServe, it does not count empty files.
-func soleArchive(entries []entry) string {
+func soleArchive(files *catalog) string {
 	sole := ""
-	for _, e := range entries {
+	for i := range files.len() {
 		switch {
-		case e.object.size == 0:
-		case sole != "" || archiveOf(e.rel) == notArchive:
+		case files.size(i) == 0:
+		case sole != "" || archiveOf(string(files.path(i))) == notArchive:
 			return ""
 		default:
-			sole = e.rel
+			sole = string(files.path(i))
 		}
 	}
 	return sole
@@ -31,21 +31,21 @@ func soleArchive(entries []entry) string {
 // fetchArchive brings a model that is one archive, unpacks it and removes it.
 // The archive goes only when the marker stands: a run that is killed before
 // unpacks again, and one that is killed after has nothing to do.
-func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, marker *Marker) error {
-	at := slices.IndexFunc(entries, func(e entry) bool { return e.rel == sole })
-	if old := p.unpackedBefore(entries[at], marker); old != nil {
+func (p *pull) fetchArchive(ctx context.Context, sole string, marker *Marker) error {
+	at, _ := p.files.find(sole)
+	if old := p.unpackedBefore(p.files.entry(at), marker); old != nil {
 		p.log.Info("Everything is in place already", "archive", sole, "files", p.report.Files)
-		p.keep = p.saved.done
+		p.adopt()
 		p.believeFromNowOn(marker)
 		return cmp.Or(p.meetsPin(), p.removeArchive(old))
 	}
-	files := p.missing(entries)
-	p.tally(entries)
-	if err := p.fetch(ctx, files); err != nil {
+	p.sift()
+	p.tally()
+	if err := p.fetch(ctx); err != nil {
 		return err
 	}
-	archive := p.keep[sole]
-	delete(p.keep, sole)
+	archive := p.files.record(at)
+	p.files.drop(func(i int) bool { return i == at })
 	f, err := p.store.root.Open(sole)
 	if err != nil {
 		return diskFailure(p.store.dir, err)
@@ -59,12 +59,12 @@ func (p *pull) fetchArchive(ctx context.Context, entries []entry, sole string, m
 	p.report.Files, p.report.Bytes = len(members), 0
 	for path, u := range members {
 		p.report.Bytes += u.size
-		delete(p.others, path)
-		p.keep[path] = &FileRecord{
+		p.files.put(&FileRecord{
 			Path: path, Object: archive.Object, Version: archive.Version, Size: u.size, Modified: u.modified,
 			CRC: crc.NVME.Name, Sum: crc.NVME.Encode(u.crc), Evidence: archive.Evidence,
-		}
+		}, ready)
 	}
+	p.files.settle()
 	if err := p.complete(marker, *archive); err != nil {
 		return err
 	}
@@ -88,14 +88,13 @@ func (p *pull) unpackedBefore(e entry, marker *Marker) *FileRecord {
 		return nil
 	}
 	files, bytes := 0, int64(0)
-	for i := range marker.Files {
-		r := &marker.Files[i]
+	for i := range p.others.len() {
+		r := p.others.record(i)
 		if r.Object != uri {
 			continue
 		}
-		// After a restart of the machine, a file that had lost its content is no
-		// longer among the saved.
-		if _, believed := p.saved.done[r.Path]; !believed || !p.store.holds(r) {
+		// After a restart of the machine, a file that had lost its content is missing.
+		if p.others.standing(i) == missing || !p.store.holds(r) {
 			return nil
 		}
 		files++

@@ -13,13 +13,15 @@ import (
 // check that was noted for it.
 func (p *pull) recheck(ctx context.Context) error {
 	buf := make([]byte, bufferSize)
-	for rel, r := range p.saved.done {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if !p.intact(r, buf) {
-			p.log.Warn("A file does not hold what it should and is fetched again", "file", rel)
-			delete(p.saved.done, rel)
+	for _, c := range []*catalog{p.files, p.others} {
+		for i := range c.having(noted) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if r := c.record(i); !p.intact(r, buf) {
+				p.log.Warn("A file does not hold what it should and is fetched again", "file", r.Path)
+				c.set(i, missing)
+			}
 		}
 	}
 	for rel, s := range p.saved.begun {

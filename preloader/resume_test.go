@@ -70,7 +70,7 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, f := range readJournal(bytes.NewReader(raw), (*FileRecord).share).everything() {
+			for _, f := range tell(raw).everything() {
 				safe += f
 			}
 			wantNothingPartial(t, dir, want)
@@ -85,12 +85,12 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 }
 
 // everything returns how many bytes of each file a journal says are on disk.
-func (s *saved) everything() []int64 {
+func (d told) everything() []int64 {
 	var sizes []int64
-	for _, r := range s.done {
+	for _, r := range d.done {
 		sizes = append(sizes, r.Size)
 	}
-	for _, f := range s.begun {
+	for _, f := range d.begun {
 		for _, seg := range f.segments {
 			sizes = append(sizes, seg.n)
 		}

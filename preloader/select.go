@@ -3,6 +3,7 @@
 package preloader
 
 import (
+	"iter"
 	"path"
 	"slices"
 	"strings"
@@ -22,32 +23,40 @@ const (
 // otherForms are endings of files that hold weights in another form.
 var otherForms = []string{".bin", ".pth", ".pt", ".h5", ".msgpack", ".ot", ".bin.index.json"}
 
-// superfluous returns why each file that safetensors files make superfluous may
-// be left out, by path. Every folder is judged by itself, but for a folder named
-// original, which repeats the one above it. shards holds what each index names.
-func superfluous(files []string, shards map[string][]string) map[string]string {
+// superfluous returns a function that tells why a file may be left out because
+// safetensors files make it superfluous, or nothing. Every folder is judged by
+// itself, but for a folder named original, which repeats the one above it. shards
+// holds what each index names.
+func superfluous(files iter.Seq[string], shards map[string][]string) (why func(file string) string) {
 	folders := map[string][]string{} // of safetensors, without those for another loader
-	for _, f := range files {
+	for f := range files {
 		if strings.HasSuffix(f, ".safetensors") && !isConsolidated(f) {
 			folders[path.Dir(f)] = append(folders[path.Dir(f)], f)
 		}
 	}
-	out := map[string]string{}
-	for _, f := range files {
-		if above, ok := original(f); ok && len(folders[above]) > 0 {
-			out[f] = "a copy in the original form"
-			continue
+	unnamed := unnamedShards(folders, shards)
+	return func(f string) string {
+		if index, ok := unnamed[f]; ok {
+			return "not named by " + index
 		}
-		if len(folders[path.Dir(f)]) == 0 {
-			continue
+		if above, ok := original(f); ok && len(folders[above]) > 0 {
+			return "a copy in the original form"
 		}
 		switch {
+		case len(folders[path.Dir(f)]) == 0:
 		case isConsolidated(f):
-			out[f] = "a copy for another loader"
+			return "a copy for another loader"
 		case slices.ContainsFunc(otherForms, func(form string) bool { return strings.HasSuffix(f, form) }):
-			out[f] = "weights in another form"
+			return "weights in another form"
 		}
+		return ""
 	}
+}
+
+// unnamedShards returns the files of folders that an index should name and does not,
+// with that index.
+func unnamedShards(folders, shards map[string][]string) map[string]string {
+	out := map[string]string{}
 	for index, names := range shards {
 		if isConsolidated(index) {
 			continue
@@ -59,7 +68,7 @@ func superfluous(files []string, shards map[string][]string) map[string]string {
 		stem := strings.TrimSuffix(index, indexSuffix)
 		for _, f := range folders[path.Dir(index)] {
 			if belongs(f, stem) && !needed[f] {
-				out[f] = "not named by " + index
+				out[f] = index
 			}
 		}
 	}
@@ -91,11 +100,11 @@ func original(f string) (above string, ok bool) {
 }
 
 // missingShards returns what the indexes name but nothing holds, as paths.
-func missingShards(have map[string]bool, shards map[string][]string) []string {
+func missingShards(have func(string) bool, shards map[string][]string) []string {
 	var missing []string
 	for index, needed := range shards {
 		for _, name := range needed {
-			if f := path.Join(path.Dir(index), name); !have[f] {
+			if f := path.Join(path.Dir(index), name); !have(f) {
 				missing = append(missing, f)
 			}
 		}

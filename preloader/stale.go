@@ -21,8 +21,7 @@ func (p *pull) isStale(r *FileRecord) bool {
 	if !p.brought(r) {
 		return false
 	}
-	return !slices.ContainsFunc(p.dropped, func(rel string) bool { return path.Clean(rel) == r.Path }) &&
-		find(p.listed, r.Path) == nil
+	return !p.listed(r.Path)
 }
 
 // brought reports whether a file is where this source would have put its object.
@@ -42,24 +41,25 @@ func (p *pull) brought(r *FileRecord) bool {
 
 // removeStale removes what the source no longer has, unless something new took its place.
 func (p *pull) removeStale() error {
-	removed := 0
-	for _, r := range p.stale {
-		if p.keep[r.Path] != r {
+	removed, first := 0, ""
+	for i := range p.others.having(stale) {
+		p.others.set(i, missing)
+		rel := string(p.others.path(i))
+		if _, replaced := p.files.find(rel); replaced {
 			continue
 		}
-		if err := p.store.root.Remove(r.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := p.store.root.Remove(rel); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return diskFailure(p.store.dir, err)
 		}
-		delete(p.keep, r.Path)
 		removed++
+		first = firstOf(first, rel)
 		// Folders that held nothing else go too; the others cannot.
-		for dir := path.Dir(r.Path); dir != "." && p.store.root.Remove(dir) == nil; {
+		for dir := path.Dir(rel); dir != "." && p.store.root.Remove(dir) == nil; {
 			dir = path.Dir(dir)
 		}
 	}
 	if removed > 0 {
-		p.log.Info("Removed files of an earlier version, which the source no longer has",
-			"files", removed, "first", p.stale[0].Path)
+		p.log.Info("Removed files of an earlier version, which the source no longer has", "files", removed, "first", first)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ func (s *faultServer) remove(keys ...string) {
 	defer s.mu.Unlock()
 	for _, k := range keys {
 		delete(s.objects, k)
+		s.sorted = nil
 	}
 }
 

@@ -161,20 +161,20 @@ func (s *store) openDirect(rel string) (*os.File, error) {
 	return f, nil
 }
 
-// cached returns how many bytes of the records' files, but for others, are in the
-// page cache, and whether the kernel tells. Small files are left out: they do not
-// matter.
-func (s *store) cached(records map[string]*FileRecord, others map[string]bool) (int64, bool) {
+// cached returns how many bytes of the files that are ready are in the page cache,
+// and whether the kernel tells. Small files are left out: they do not matter.
+func (s *store) cached(files *catalog) (int64, bool) {
 	var total int64
-	for rel, r := range records {
-		if r.Size < mebibyte || others[rel] {
+	for i := range files.having(ready) {
+		size := files.size(i)
+		if size < mebibyte {
 			continue
 		}
-		f, err := s.root.Open(rel)
+		f, err := s.root.Open(string(files.path(i)))
 		if err != nil {
 			return 0, false
 		}
-		n, ok := cachedBytes(f, r.Size)
+		n, ok := cachedBytes(f, size)
 		_ = f.Close()
 		if !ok {
 			return 0, false

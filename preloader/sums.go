@@ -49,19 +49,22 @@ func parseSums(r io.Reader, wanted func(rel string) bool) (sums, error) {
 }
 
 // readSums reads the digests that the model brings along, if it does and they may matter.
-func (p *pull) readSums(ctx context.Context, entries []entry) (sums, error) {
-	e := find(entries, sumsName)
+func (p *pull) readSums(ctx context.Context) (sums, error) {
+	i, there := p.files.find(sumsName)
 	switch {
-	case e == nil, p.opts.Verify == VerifyOff:
+	case !there, p.opts.Verify == VerifyOff:
 		return nil, nil
-	case e.object.size > largestSums:
-		p.log.Warn("SHA256SUMS is too long to be read", "bytes", quantity.FormatBytes(e.object.size),
+	case p.files.size(i) > largestSums:
+		p.log.Warn("SHA256SUMS is too long to be read", "bytes", quantity.FormatBytes(p.files.size(i)),
 			"longest", quantity.FormatBytes(largestSums))
 		return nil, nil
 	}
-	wanted := func(rel string) bool { return find(entries, rel) != nil }
+	wanted := func(rel string) bool {
+		at, found := p.files.find(rel)
+		return found && p.files.standing(at) == missing
+	}
 	var found sums
-	err := p.readWhole(ctx, *e, func(r io.Reader) (err error) {
+	err := p.readWhole(ctx, p.files.entry(i), func(r io.Reader) (err error) {
 		found, err = parseSums(r, wanted)
 		return err
 	})

@@ -3,21 +3,11 @@
 package preloader
 
 import (
+	"bytes"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 )
-
-// entry is an object and the file that it becomes. There may be very many, so its
-// texts share one piece of memory.
-type entry struct {
-	object object
-	// rel is the path below the destination, cleaned, with slashes.
-	rel string
-	// uri names the object for people and for what is noted on disk.
-	uri string
-}
 
 // layout maps listed objects to files by KServe's rules: an object whose key is
 // the source itself becomes its base name and is alone; all others keep what their
@@ -27,14 +17,18 @@ type layout struct {
 	bucket, prefix string
 	filter         Filter
 
-	entries []entry
+	files *catalog
 	// listed counts objects, filtered out or not, and dropped are the paths of those
 	// that were.
 	listed  int
-	dropped []string
+	dropped *catalog
 	// indexed means that an index of safetensors files is among them.
 	indexed bool
 	err     error
+}
+
+func newLayout(bucket, prefix string, filter Filter) *layout {
+	return &layout{bucket: bucket, prefix: prefix, filter: filter, files: &catalog{}, dropped: &catalog{}}
 }
 
 // take lays one more object out, and reports whether more may follow.
@@ -43,73 +37,72 @@ func (l *layout) take(o object) bool {
 	if strings.HasSuffix(o.key, "/") {
 		return true
 	}
-	scheme := len("s3://") + len(l.bucket) + len("/")
-	text := "s3://" + l.bucket + "/" + o.key + o.etag
-	o.key, o.etag = text[scheme:scheme+len(o.key)], text[scheme+len(o.key):]
 	rel := strings.TrimLeft(strings.TrimPrefix(o.key, l.prefix), "/")
 	exact := o.key == l.prefix
 	if exact {
 		rel = o.key[strings.LastIndexByte(o.key, '/')+1:]
-		l.entries, l.dropped = nil, nil
+		l.free()
 	}
 	l.indexed = l.indexed || strings.HasSuffix(rel, indexSuffix)
 	if !exact && !l.filter.Wants(rel) {
-		l.dropped = append(l.dropped, rel)
-		return true
+		return l.add(l.dropped, entry{rel: path.Clean(rel)})
 	}
 	clean, err := cleanRel(o.key, rel)
 	if err != nil {
 		l.err = err
 		return false
 	}
-	l.entries = append(l.entries, entry{object: o, rel: clean, uri: text[:scheme+len(o.key)]})
-	return !exact
+	return l.add(l.files, entry{object: o, rel: clean, uri: "s3://" + l.bucket + "/" + o.key}) && !exact
 }
 
-// done returns the files by path. Keys that would leave the destination, or that
+func (l *layout) add(to *catalog, e entry) bool {
+	if !to.add(e) {
+		l.err = configFailure("Pack the files into archives.", "there are too many files, more than %d", l.listed)
+	}
+	return l.err == nil
+}
+
+func (l *layout) free() {
+	l.files.free()
+	l.dropped.free()
+}
+
+// done sorts the files by path. Keys that would leave the destination, or that
 // need one path for two files, are refused, because no tree on disk can hold them.
-func (l *layout) done() ([]entry, error) {
+func (l *layout) done() error {
 	if l.err != nil {
-		return nil, l.err
+		return l.err
 	}
-	byPath := func(a, b entry) int { return strings.Compare(a.rel, b.rel) }
-	if !slices.IsSortedFunc(l.entries, byPath) {
-		slices.SortStableFunc(l.entries, byPath)
-	}
-	folder := "."
-	for i, e := range l.entries {
-		if i > 0 && l.entries[i-1].rel == e.rel {
-			return nil, unsafeKey(e.object.key, "it needs the same path as key %q", l.entries[i-1].object.key)
+	l.files.sort()
+	l.dropped.sort()
+	var folder []byte
+	for i := range l.files.len() {
+		rel := l.files.path(i)
+		if i > 0 && bytes.Equal(l.files.path(i-1), rel) {
+			return unsafeKey(l.key(i), "it needs the same path as key %q", l.key(i-1))
 		}
-		if dir := path.Dir(e.rel); dir != folder {
-			folder = dir
-			if err := refuseFilesAsFolders(l.entries, e); err != nil {
-				return nil, err
-			}
+		dir := rel[:max(0, bytes.LastIndexByte(rel, '/'))]
+		if bytes.Equal(dir, folder) {
+			continue
+		}
+		folder = dir
+		if err := l.refuseFilesAsFolders(i, string(dir)); err != nil {
+			return err
 		}
 	}
-	return l.entries, nil
+	return nil
 }
 
-// find returns the entry of a path, or nil. Entries must be in the order of paths.
-func find(entries []entry, rel string) *entry {
-	at, ok := slices.BinarySearchFunc(entries, rel, func(e entry, rel string) int { return strings.Compare(e.rel, rel) })
-	if !ok {
-		return nil
-	}
-	return &entries[at]
-}
+func (l *layout) key(i int) string { return l.files.entry(i).object.key }
 
-// all returns the paths of everything that was listed, filtered out or not.
-func (l *layout) all() map[string]bool {
-	paths := map[string]bool{}
-	for _, e := range l.entries {
-		paths[e.rel] = true
+// refuseFilesAsFolders finds keys such as `a` beside `a/b`.
+func (l *layout) refuseFilesAsFolders(i int, dir string) error {
+	for ; dir != "." && dir != ""; dir = path.Dir(dir) {
+		if other, found := l.files.find(dir); found {
+			return unsafeKey(l.key(i), "key %q needs the same path as a file", l.key(other))
+		}
 	}
-	for _, rel := range l.dropped {
-		paths[path.Clean(rel)] = true
-	}
-	return paths
+	return nil
 }
 
 // cleanRel returns rel as the file system would read it, or an ExitError if that
@@ -138,16 +131,6 @@ func cleanRel(key, rel string) (string, error) {
 
 // isOwn reports whether a name at the top of a destination is the preloader's.
 func isOwn(name string) bool { return name == workDir || name == markerName || name == lockName }
-
-// refuseFilesAsFolders finds keys such as `a` beside `a/b`.
-func refuseFilesAsFolders(entries []entry, e entry) error {
-	for dir := path.Dir(e.rel); dir != "."; dir = path.Dir(dir) {
-		if other := find(entries, dir); other != nil {
-			return unsafeKey(e.object.key, "key %q needs the same path as a file", other.object.key)
-		}
-	}
-	return nil
-}
 
 func unsafeKey(key, why string, args ...any) error {
 	f := configFailure("Rename or remove the object, or exclude it with STORAGE_IGNORE_PATTERNS.", why, args...)

@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"serverless.xyz/outrigger/preloader/crc"
 	"serverless.xyz/outrigger/preloader/quantity"
 )
 
@@ -40,33 +39,42 @@ func (c *Command) verify(ctx context.Context, args []string) ExitCode {
 	defer stop()
 	for _, dir := range args {
 		start := time.Now()
-		marker, err := VerifyTree(ctx, dir, m)
+		files, bytes, err := VerifyTree(ctx, dir, m)
 		if err == nil && !strings.EqualFold(c.Getenv("PRELOADER_LINT"), "off") {
-			err = lintTree(ctx, dir, marker, log)
+			err = lintTree(ctx, dir, log)
 		}
 		if err != nil {
 			stop()
 			return c.failed(log, err)
 		}
 		took := time.Since(start).Round(time.Millisecond)
-		log.Info(fmt.Sprintf("Every file in %s is as it was fetched: %d files, %s, after %v", dir, len(marker.Files),
-			quantity.FormatBytes(marker.Bytes), took))
+		log.Info(fmt.Sprintf("Every file in %s is as it was fetched: %d files, %s, after %v", dir, files,
+			quantity.FormatBytes(bytes), took))
 	}
 	return ExitOK
 }
 
 // VerifyTree reads every file that the marker of a fetched tree lists and compares its
-// bytes with the check that was noted when it was fetched. The error is an *ExitError that
-// names files that differ, or the cause of the context's end.
-func VerifyTree(ctx context.Context, dir string, meter *Meter) (*Marker, error) {
+// bytes with the check that was noted when it was fetched. It returns how many files and
+// bytes these are. The error is an *ExitError that names files that differ, or the cause of
+// the context's end.
+func VerifyTree(ctx context.Context, dir string, meter *Meter) (count int, bytes int64, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, cannotOpen(dir, err)
+		return 0, 0, cannotOpen(dir, err)
 	}
 	defer root.Close() //nolint:errcheck // only read
-	marker, err := loadMarker(root)
+	p, files := &progress{}, &catalog{}
+	defer files.free()
+	v := &verifier{store: &store{dir: dir, root: root}, progress: p, files: files, wrong: map[string]string{}}
+	marker, err := loadMarker(root, func(r *FileRecord) {
+		count++
+		if !files.put(r, noted) {
+			v.wrong[r.Path] = "was noted with a check that this version does not know"
+		}
+	})
 	if err != nil {
-		return nil, &ExitError{
+		return 0, 0, &ExitError{
 			Code:   ExitTransient,
 			Reason: "CannotRead",
 			Cause:  "what is noted of " + dir + " cannot be read",
@@ -74,27 +82,21 @@ func VerifyTree(ctx context.Context, dir string, meter *Meter) (*Marker, error) 
 		}
 	}
 	if marker == nil {
-		return nil, &ExitError{
+		return 0, 0, &ExitError{
 			Code: ExitNotFound, Reason: "Incomplete", Cause: dir + " holds no complete model (" + markerName + " is missing)",
 			Advice: "Run preloader pull first; what it left unfinished, it goes on with.",
 		}
 	}
-	p := &progress{}
-	p.wanted.Store(int64(len(marker.Files)))
+	p.wanted.Store(int64(count))
 	p.total.Store(marker.Bytes)
 	meter.watch(p)
 	p.moving.Store(true)
 	defer p.moving.Store(false)
-	v := &verifier{store: &store{dir: dir, root: root}, progress: p, wrong: map[string]string{}}
 	v.buffers.New = func() any { return make([]byte, bufferSize) }
-	files := make([]*FileRecord, len(marker.Files))
-	for i := range marker.Files {
-		files[i] = &marker.Files[i]
+	if err := eachOf(ctx, verifyAtOnce, files.having(noted), v.check); err != nil {
+		return 0, 0, err
 	}
-	if err := eachOf(ctx, verifyAtOnce, files, v.check); err != nil {
-		return nil, err
-	}
-	return marker, v.verdict()
+	return count, marker.Bytes, v.verdict()
 }
 
 func cannotOpen(dir string, err error) error {
@@ -112,14 +114,17 @@ func cannotOpen(dir string, err error) error {
 type verifier struct {
 	store    *store
 	progress *progress
-	buffers  sync.Pool
+	// files are read by all at once, and changed by nobody.
+	files   *catalog
+	buffers sync.Pool
 
 	mu sync.Mutex
 	// wrong says of a file, by path, what is wrong with it.
 	wrong map[string]string
 }
 
-func (v *verifier) check(_ context.Context, r *FileRecord) error {
+func (v *verifier) check(_ context.Context, i int) error {
+	r := v.files.record(i)
 	buf := v.buffers.Get().([]byte) //nolint:forcetypeassert // nothing else is in the pool
 	defer v.buffers.Put(buf)        //nolint:staticcheck // one word a file
 	trouble := v.store.trouble(r, buf)
@@ -155,9 +160,6 @@ func (s *store) trouble(r *FileRecord, buf []byte) string {
 		return "cannot be read: " + err.Error()
 	} else if err := f.Close(); err != nil {
 		return "cannot be read: " + err.Error()
-	}
-	if crc.ByName(r.CRC) == nil {
-		return "was noted with a check that this version does not know"
 	}
 	return "holds other bytes"
 }

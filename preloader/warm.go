@@ -77,7 +77,7 @@ func Warm(ctx context.Context, dirs []string, most int64, m *Meter) (*Warmth, er
 	p.total.Store(w.Wanted)
 	m.watch(p)
 	p.moving.Store(true)
-	err = eachOf(ctx, heatAtOnce, stretches, func(_ context.Context, s stretchOf) error {
+	err = eachOf(ctx, heatAtOnce, slices.Values(stretches), func(_ context.Context, s stretchOf) error {
 		err := s.heat()
 		p.done.Add(s.n)
 		p.fetched.Add(s.n)

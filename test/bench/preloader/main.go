@@ -199,11 +199,13 @@ func newLab(ctx context.Context, o options, all []workload) (*lab, func(), error
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	l := &lab{workloads: all, disk: o.disk, memory: o.memory, home: home, authority: filepath.Join(home, "authority.pem")}
 	closeLab := func() {
 		cancel()
-		_ = os.RemoveAll(home)
+		for _, dir := range append(l.done, home) {
+			_ = os.RemoveAll(dir)
+		}
 	}
-	l := &lab{workloads: all, disk: o.disk, memory: o.memory, home: home, authority: filepath.Join(home, "authority.pem")}
 	certificate, pem, err := newCertificate()
 	if err == nil {
 		err = os.WriteFile(l.authority, pem, 0o600)

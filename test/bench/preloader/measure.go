@@ -24,8 +24,10 @@ type lab struct {
 	workloads []workload
 	// disk and memory are folders for destinations, home one for settings.
 	disk, memory, home string
-	self               string // this program
-	say                func(format string, args ...any)
+	// done are destinations that have been measured.
+	done []string
+	self string // this program
+	say  func(format string, args ...any)
 }
 
 func (l *lab) job(c cell) (job, error) {
@@ -74,7 +76,7 @@ func (l *lab) once(ctx context.Context, c cell, client client, thorough bool) (s
 	if err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(j.dest)) }()
+	defer func() { err = errors.Join(err, l.discard(j.dest)) }()
 	var g *groups
 	if c.limited {
 		if g, err = newGroups(); err != nil {
@@ -93,6 +95,18 @@ func (l *lab) once(ctx context.Context, c cell, client client, thorough bool) (s
 		return s, err
 	}
 	return s, l.inspect(j, client, thorough)
+}
+
+// discard empties the files of a destination, which are removed at the end: ext4 does not give inodes out again that
+// were freed in the last minutes, and whoever makes a file after thousands were removed pays for the search.
+func (l *lab) discard(dest string) error {
+	l.done = append(l.done, dest)
+	return filepath.WalkDir(dest, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		return os.Truncate(path, 0)
+	})
 }
 
 // inspect fails unless every file is there, at its length, and if thorough with its bytes.
@@ -140,7 +154,7 @@ func (l *lab) killed(ctx context.Context, c cell, client client) (share float64,
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(j.dest)) }()
+	defer func() { err = errors.Join(err, l.discard(j.dest)) }()
 	l.store.far.Store(c.far)
 	before := l.store.sent.Load()
 	most := j.workload.bytes() * 9 / 10
