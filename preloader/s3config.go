@@ -40,7 +40,7 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 		config.WithLogger(logging.Nop{}), // what it would say is not in the form of this log
 		// For credentials only: what is said about the store's certificate, by S3_VERIFY_SSL
 		// or by a bundle of its own, does not hold for who gives them.
-		config.WithHTTPClient(trusting(awshttp.NewBuildableClient(), bundle.withSystem)),
+		config.WithHTTPClient(trusting(awshttp.NewBuildableClient(), bundle.forCredentials(opts))),
 		// Ranges have no checksum to validate, and the SDK's CRC64NVME is slow;
 		// the preloader checks whole files itself.
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
@@ -66,7 +66,7 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 		return nil, err
 	}
 	return s3.NewFromConfig(cfg, func(o *s3.Options) {
-		o.HTTPClient = trusting(httpClient(opts, conns), bundle.alone)
+		o.HTTPClient = trusting(httpClient(opts, conns), bundle.authorities)
 		if opts.Endpoint != "" {
 			o.BaseEndpoint = aws.String(opts.Endpoint)
 			// Like boto3: a custom endpoint rarely has a name for each bucket.
@@ -103,10 +103,32 @@ func (o Options) headers() map[string]string {
 	return all
 }
 
-// bundle are certificates of authorities; both are nil where none are given.
+// bundle is certificates of authorities, which is empty where none are given.
 type bundle struct {
-	// alone is what was given, and withSystem adds it to the system's own.
-	alone, withSystem *x509.CertPool
+	pem         []byte
+	authorities *x509.CertPool
+}
+
+// forCredentials returns the bundle and the system's own authorities, nil standing for
+// these alone. It spares reading those, which takes longer than a small model, where the
+// settings themselves hold the credentials and nobody is asked for them.
+func (b bundle) forCredentials(opts Options) *x509.CertPool {
+	if b.authorities == nil || opts.holdCredentials() {
+		return b.authorities
+	}
+	all, err := x509.SystemCertPool()
+	if err != nil {
+		all = x509.NewCertPool()
+	}
+	all.AppendCertsFromPEM(b.pem)
+	return all
+}
+
+// holdCredentials reports whether the SDK takes its credentials from the settings.
+func (o Options) holdCredentials() bool {
+	set := func(name string) bool { return os.Getenv(name) != "" }
+	return o.Anonymous || o.AccessKeyID != "" && o.SecretAccessKey != "" ||
+		set("AWS_ACCESS_KEY_ID") && set("AWS_SECRET_ACCESS_KEY") && !set("AWS_PROFILE") && !set("AWS_DEFAULT_PROFILE")
 }
 
 func (o Options) readBundle() (bundle, error) {
@@ -122,15 +144,11 @@ func (o Options) readBundle() (bundle, error) {
 		failure.Err = err
 		return bundle{}, failure
 	}
-	b := bundle{alone: x509.NewCertPool()}
-	if !b.alone.AppendCertsFromPEM(pem) {
+	b := bundle{pem: pem, authorities: x509.NewCertPool()}
+	if !b.authorities.AppendCertsFromPEM(pem) {
 		failure.Cause = "the CA bundle " + strconv.Quote(o.CABundle) + " holds no certificate"
 		return bundle{}, failure
 	}
-	if b.withSystem, err = x509.SystemCertPool(); err != nil {
-		b.withSystem = x509.NewCertPool()
-	}
-	b.withSystem.AppendCertsFromPEM(pem)
 	return b, nil
 }
 
