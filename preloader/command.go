@@ -183,7 +183,11 @@ func (c *Command) end(log *slog.Logger, opts Options, report *Report, err error)
 		log.Error(sentence(failure), "reason", failure.Reason, "code", int(failure.Code))
 		return failure.Code
 	}
-	log.Info("Model ready: "+report.summary(), "retries", report.Retries, "digests", strings.Join(report.Digests, ","))
+	attrs := []any{"retries", report.Retries, "digests", strings.Join(report.Digests, ",")}
+	if opts.JSONLogs {
+		attrs = []any{"report", report}
+	}
+	log.Info("Model ready: "+report.summary(), attrs...)
 	return ExitOK
 }
 

@@ -133,7 +133,8 @@ func noCredentials(err error) *ExitError {
 	return &ExitError{
 		Code: ExitDenied, Reason: "NoCredentials", Cause: "no usable AWS credentials were found",
 		Advice: "Give the service a ServiceAccount with an S3 secret or a role, " +
-			"or annotate the secret with serving.kserve.io/s3-useanoncredential for a public bucket.",
+			"or annotate the secret with serving.kserve.io/s3-useanoncredential for a public bucket; " +
+			"outside of a pod, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
 		Err: err,
 	}
 }

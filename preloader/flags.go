@@ -25,6 +25,26 @@ func (s setting) variable() string {
 	return "PRELOADER_" + strings.ToUpper(strings.ReplaceAll(s.flag, "-", "_"))
 }
 
+// words are the values that it takes, if these are words.
+func (s setting) words() []string { return strings.Split(s.values, "|") }
+
+// isSwitch reports whether it is on or off, so that its flag needs no value.
+func (s setting) isSwitch() bool {
+	switch s.values {
+	case "on|off", "off|on", "false|true":
+		return true
+	}
+	return false
+}
+
+// turnedOn is what the flag of a switch stands for without a value.
+func (s setting) turnedOn() string {
+	if s.values == "false|true" {
+		return "true"
+	}
+	return "on"
+}
+
 // topic is a group of settings that belong together.
 type topic struct {
 	name     string
@@ -90,9 +110,19 @@ func settingOf(flag string) (setting, bool) {
 	return setting{}, false
 }
 
+// flagOf returns a command's own flag of a name, or else the setting.
+func flagOf(verb, name string) setting {
+	own := usageOf(verb).flags
+	if i := slices.IndexFunc(own, func(s setting) bool { return s.flag == name }); i >= 0 {
+		return own[i]
+	}
+	s, _ := settingOf(name)
+	return s
+}
+
 // takeFlags splits arguments into those that stand for themselves and flags, of the
-// form --name=value or --name value. What a setting's flag says goes over the
-// environment. A lone -- ends the flags.
+// form --name=value or --name value; those that are on or off need no value. What a
+// setting's flag says goes over the environment. A lone -- ends the flags.
 func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]string, []string, error) {
 	own := map[string]string{}
 	with := *c
@@ -107,6 +137,9 @@ func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]st
 		}
 		text, isFlag := strings.CutPrefix(arg, "--")
 		if !isFlag {
+			if len(arg) > 1 && arg[0] == '-' {
+				return c, nil, nil, usageFailure("%s is no flag: flags begin with two dashes, and -- ends them", arg)
+			}
 			rest = append(rest, arg)
 			continue
 		}
@@ -117,10 +150,10 @@ func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]st
 			return c, nil, nil, noFlag(verb, name)
 		}
 		if !hasValue {
-			if len(args) == 0 || strings.HasPrefix(args[0], "--") {
-				return c, nil, nil, usageFailure("flag --%s needs a value, as in --%s=VALUE", name, name)
+			var err error
+			if value, args, err = valueBehind(flagOf(verb, name), args); err != nil {
+				return c, nil, nil, err
 			}
-			value, args = args[0], args[1:]
 		}
 		if isOwn {
 			own[name] = value
@@ -136,6 +169,18 @@ func (c *Command) takeFlags(verb string, args []string) (*Command, map[string]st
 		return below(name)
 	}
 	return &with, own, rest, nil
+}
+
+// valueBehind returns the value of a flag that stands in the argument after it, and the
+// arguments after that.
+func valueBehind(flag setting, args []string) (string, []string, error) {
+	switch {
+	case flag.isSwitch() && (len(args) == 0 || !slices.Contains(flag.words(), strings.ToLower(args[0]))):
+		return flag.turnedOn(), args, nil
+	case len(args) == 0 || strings.HasPrefix(args[0], "--"):
+		return "", nil, usageFailure("flag --%s needs a value, as in --%s=%s", flag.flag, flag.flag, flag.values)
+	}
+	return args[0], args[1:], nil
 }
 
 // takes reports whether a setting means something to the command.

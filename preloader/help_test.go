@@ -91,6 +91,16 @@ func TestFlagsAsPeopleTypeThem(t *testing.T) {
 		"a value behind a space":        {args: []string{"--verify", "auto", "s3://models/m", "DIR"}},
 		"another flag where a value is": {args: []string{"--verify", "--lint=on"}, wantCode: ExitUsage, wantText: "--verify needs a value"},
 		"a wrong value, by its flag":    {args: []string{"--conns=0", "s3://models/m", "DIR"}, wantCode: ExitUsage, wantText: "flag --conns:"},
+		"a switch without a value":      {args: []string{"--requester-pays", "s3://models/m", "DIR"}},
+		"a switch at the end":           {args: []string{"s3://models/m", "DIR", "--gpu-fail"}},
+		"a switch turned off":           {args: []string{"--lint", "off", "s3://models/m", "DIR"}},
+		"one dash too few": {
+			args: []string{"-conns=3", "s3://models/m", "DIR"}, wantCode: ExitUsage, wantText: "-conns=3 is no flag: flags begin with two dashes",
+		},
+		"a file of metrics that has no whole path": {
+			args: []string{"--metrics=m.prom", "s3://models/m", "DIR"}, wantCode: ExitUsage,
+			wantText: "nor the whole path of a file such as /metrics/preloader.prom. ",
+		},
 		"a misspelt flag": {
 			args: []string{"--con=4", "s3://models/m", "DIR"}, wantCode: ExitUsage, wantText: "has no flag --con; did you mean --conns?",
 		},

@@ -51,7 +51,12 @@ func (p *Publication) String() string {
 	case publishedSame:
 		return "The very same kernels are published already"
 	}
-	return fmt.Sprintf("Published %d files, %s, as %s", p.Files, quantity.FormatBytes(p.Bytes), quantity.FormatBytes(p.Size))
+	return fmt.Sprintf(
+		"Published %s, %s, as %s",
+		countOf(p.Files, "file"),
+		quantity.FormatBytes(p.Bytes),
+		quantity.FormatBytes(p.Size),
+	)
 }
 
 const (
@@ -221,9 +226,9 @@ func (p *publisher) packAndSend(ctx context.Context, before *jitcache.Manifest) 
 		"files",
 		m.Files,
 		"bytes",
-		quantity.FormatBytes(m.Bytes),
+		byteCount(m.Bytes),
 		"packed",
-		quantity.FormatBytes(m.Size),
+		byteCount(m.Size),
 		"leftOut",
 		m.LeftOut,
 	)

@@ -21,7 +21,6 @@ import (
 	"sync"
 	"time"
 
-	"serverless.xyz/outrigger/preloader/quantity"
 	"serverless.xyz/outrigger/preloader/safetensors"
 )
 
@@ -84,7 +83,7 @@ func (p *pull) leaveOut(ctx context.Context) error {
 			"files",
 			left[reason].Files,
 			"bytes",
-			quantity.FormatBytes(left[reason].Bytes),
+			byteCount(left[reason].Bytes),
 		)
 	}
 	if total.Files > 0 {
@@ -211,8 +210,8 @@ func (p *pull) lint(ctx context.Context) error {
 	if missing := missingShards(p.listed, p.shape.shards); len(missing) > 0 {
 		return &ExitError{
 			Code: ExitIntegrity, Reason: "MissingShard",
-			Cause: fmt.Sprintf("%s lacks %d files that its index names, such as %s",
-				p.pair.Source, len(missing), strconv.Quote(missing[0])),
+			Cause: fmt.Sprintf("%s lacks %s that its index names, such as %s",
+				p.pair.Source, countOf(len(missing), "file"), strconv.Quote(missing[0])),
 			Advice: "Upload the model again, whole, or set PRELOADER_LINT to off.",
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // logger writes to standard error, as KServe's initializer does: plain lines,
@@ -23,6 +25,18 @@ func (c *Command) logger(inJSON bool) *slog.Logger {
 	}
 	return slog.New(&plainHandler{out: c.Stderr, mu: &sync.Mutex{}})
 }
+
+// byteCount is a number of bytes in the log: for people in plain lines, a number in JSON.
+type byteCount int64
+
+// String is the number for people.
+func (n byteCount) String() string { return quantity.FormatBytes(int64(n)) }
+
+// byteRate is bytes a second in the log, as byteCount.
+type byteRate int64
+
+// String is the rate for people.
+func (r byteRate) String() string { return quantity.FormatBytes(int64(r)) + "/s" }
 
 // plainHandler writes one line a record: time, level, message, name=value.
 type plainHandler struct {

@@ -3,7 +3,6 @@
 package preloader
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -171,8 +170,10 @@ func parseMetrics(text string) ([]string, error) {
 				return nil, fmt.Errorf("file %q does not end in .prom, which collectors look for", place)
 			}
 		} else if _, _, err := net.SplitHostPort(place); err != nil {
-			return nil, fmt.Errorf("%q is neither an address such as :9464 nor a file such as /metrics/preloader.prom: %w",
-				place, errors.Unwrap(err))
+			return nil, fmt.Errorf(
+				"%q is neither an address such as :9464 nor the whole path of a file such as /metrics/preloader.prom",
+				place,
+			)
 		}
 		places = append(places, place)
 	}

@@ -218,10 +218,11 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 	if wanted == 0 {
 		return nil
 	}
-	if err := p.lint(ctx); err != nil {
-		return err
-	}
 	// What does not fit is worth knowing together with all the rest.
+	lintErr := p.lint(ctx)
+	if f, broken := errors.AsType[*ExitError](lintErr); lintErr != nil && (!broken || f.Code != ExitIntegrity) {
+		return lintErr // of a store that does not answer, nothing else is to be learnt
+	}
 	diskErr := m.disk(p, plan)
 	policy, policyErr := p.choosePolicy()
 	plan.IO, plan.Why = policy.mode, policy.why
@@ -230,7 +231,7 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 	}
 	files := slices.Collect(p.todo())
 	proveErr := m.prove(ctx, p, plan, files)
-	if err := cmp.Or(diskErr, policyErr, proveErr); err != nil {
+	if err := cmp.Or(lintErr, diskErr, policyErr, proveErr); err != nil {
 		return err
 	}
 	return m.pace.measure(ctx, p.src, files)
@@ -397,6 +398,9 @@ func (c *Command) plan(ctx context.Context, flags map[string]string, args []stri
 	if err == nil {
 		return ExitOK
 	}
+	if output == "text" && plan.Failure != nil && ctx.Err() == nil {
+		return plan.Failure.Code // which was just told
+	}
 	return c.failed(log, err)
 }
 
@@ -457,19 +461,25 @@ func (plan *PairPlan) describe(b *strings.Builder) {
 	if plan.Total.Files == 0 {
 		return
 	}
-	line("model", "%d files, %s", plan.Total.Files, quantity.FormatBytes(plan.Total.Bytes))
+	line("model", "%s, %s", countOf(plan.Total.Files, "file"), quantity.FormatBytes(plan.Total.Bytes))
 	if plan.LeftOut.Files > 0 {
-		line("left out", "%d files, %s", plan.LeftOut.Files, quantity.FormatBytes(plan.LeftOut.Bytes))
+		line("left out", "%s, %s", countOf(plan.LeftOut.Files, "file"), quantity.FormatBytes(plan.LeftOut.Bytes))
 	}
 	if plan.InPlace.Files > 0 || plan.Resumed > 0 {
-		first := ""
-		if plan.Rechecked {
-			first = "; read and checked first, because the machine has restarted"
+		text := countOf(plan.InPlace.Files, "file") + ", " + quantity.FormatBytes(plan.InPlace.Bytes)
+		if plan.Resumed > 0 {
+			text += "; " + quantity.FormatBytes(plan.Resumed) + " of unfinished files"
 		}
-		line("in place", "%d files, %s; %s of unfinished files%s", plan.InPlace.Files,
-			quantity.FormatBytes(plan.InPlace.Bytes), quantity.FormatBytes(plan.Resumed), first)
+		if plan.Rechecked {
+			text += "; read and checked first, because the machine has restarted"
+		}
+		line("in place", "%s", text)
 	}
-	line("to fetch", "%d files, %s", plan.Fetch.Files, quantity.FormatBytes(plan.Fetch.Bytes))
+	if plan.Fetch.Files == 0 {
+		line("to fetch", "nothing")
+	} else {
+		line("to fetch", "%s, %s", countOf(plan.Fetch.Files, "file"), quantity.FormatBytes(plan.Fetch.Bytes))
+	}
 	if plan.Archive != "" {
 		line("unpacks", "%s; what it holds takes room on top", plan.Archive)
 	}

@@ -20,8 +20,12 @@ import (
 const (
 	// lineEvery is how often a run says where it stands in its log.
 	lineEvery = 5 * time.Second
+	// readEvery is how often it reads its counters for that.
+	readEvery = time.Second
 	// drawEvery is how often it redraws its bar on a terminal.
 	drawEvery = 200 * time.Millisecond
+	// roomForKeys is what a terminal shows behind the bar of a key such as ^C.
+	roomForKeys = 3
 )
 
 // startFollowing follows a run, which does what a word says, until it is told to stop.
@@ -38,7 +42,7 @@ func startFollowing(ctx context.Context, m *Meter, log *slog.Logger, doing strin
 // follow says where a run stands until the context ends: by a bar on a terminal,
 // elsewhere by a line every few seconds while bytes are moving.
 func follow(ctx context.Context, m *Meter, log *slog.Logger, doing string, s *screen) {
-	every := lineEvery
+	every := readEvery
 	if s != nil {
 		every = drawEvery
 		defer s.show("")
@@ -46,21 +50,25 @@ func follow(ctx context.Context, m *Meter, log *slog.Logger, doing string, s *sc
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	var pace speed
-	for {
+	for lines := time.Duration(0); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
 			status := m.Status()
 			rate := pace.add(now, status.FetchedBytes)
+			lines += every
 			switch {
 			case !status.Moving:
+				pace, lines = speed{}, 0
+				pace.add(now, status.FetchedBytes)
 				if s != nil {
 					s.show("")
 				}
 			case s != nil:
-				s.show(status.bar(rate, s.width()))
-			default:
+				s.show(status.bar(rate, s.width()-roomForKeys))
+			case lines >= lineEvery:
+				lines = 0
 				log.Info(doing, status.attrs(rate)...)
 			}
 		}
@@ -71,13 +79,13 @@ func follow(ctx context.Context, m *Meter, log *slog.Logger, doing string, s *sc
 func (s Status) attrs(rate float64) []any {
 	attrs := []any{
 		"done",
-		quantity.FormatBytes(s.ReadyBytes),
+		byteCount(s.ReadyBytes),
 		"total",
-		quantity.FormatBytes(s.Bytes),
+		byteCount(s.Bytes),
 		"percent",
 		percent(s.ReadyBytes, s.Bytes),
 		"rate",
-		quantity.FormatBytes(int64(rate)) + "/s",
+		byteRate(rate),
 		"files",
 		s.ReadyFiles,
 		"retries",

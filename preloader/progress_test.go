@@ -4,11 +4,14 @@ package preloader
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -181,5 +184,56 @@ func TestPullDrawsNoBarElsewhere(t *testing.T) {
 	}
 	if strings.Contains(seen(), "\x1b[K") {
 		t.Errorf("lines are cleared: %q", seen())
+	}
+}
+
+func TestJSONLinesHoldNumbers(t *testing.T) {
+	s := newFaultServer(t)
+	s.put("m/model", noise(1, 1000))
+	out := run(t, with(serverSettings(s), settings{"PRELOADER_LOG": "json"}), "s3://models/m", t.TempDir())
+	wantCode(t, out, ExitOK, "Completed")
+	lines := map[string]map[string]any{}
+	for text := range strings.Lines(out.log) {
+		line := map[string]any{}
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			t.Fatalf("line %q: %v", text, err)
+		}
+		message, _, _ := strings.Cut(fmt.Sprint(line["msg"]), ":")
+		lines[message] = line
+	}
+	if got := lines["Downloading"]["bytes"]; got != 1000.0 {
+		t.Errorf("bytes are %v, want the number 1000", got)
+	}
+	report, _ := lines["Model ready"]["report"].(map[string]any)
+	if got := report["fetched"]; got != 1000.0 {
+		t.Errorf("the report says %v bytes were fetched, want 1000: %v", got, report)
+	}
+}
+
+func TestLinesHaveARateFromTheFirstOn(t *testing.T) {
+	log := &strings.Builder{}
+	p := &progress{}
+	p.total.Store(1000)
+	p.moving.Store(true)
+	m := &Meter{}
+	m.watch(p)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			follow(ctx, m, (&Command{Stderr: log}).logger(false), "Downloading", nil)
+		}()
+		time.Sleep(time.Second / 2) // so that nothing moves while the counters are read
+		for range 11 {
+			time.Sleep(time.Second)
+			p.fetched.Add(10)
+			p.done.Add(10)
+		}
+		stop()
+		<-ended
+	})
+	if n := strings.Count(log.String(), " rate=\"10 B/s\""); n != 2 {
+		t.Errorf("%d lines in eleven seconds tell the rate, want 2:\n%s", n, log)
 	}
 }

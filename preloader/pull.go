@@ -129,6 +129,7 @@ func (p *pull) connect(client *s3.Client) {
 		stall:    p.opts.Stall,
 		retries:  &p.progress.retries,
 		throttle: p.throttle,
+		trouble:  &trouble{log: p.log},
 	}
 }
 
@@ -234,21 +235,9 @@ func (p *pull) list(ctx context.Context) error {
 		return err
 	}
 	if p.files.len() == 0 {
-		return p.nothingFound(l.listed)
+		return p.nothingFound(ctx, l.listed)
 	}
 	return nil
-}
-
-func (p *pull) nothingFound(listed int) error {
-	f := &ExitError{
-		Code: ExitNotFound, Reason: "NoModel", Cause: "no model found in " + p.pair.Source,
-		Advice: "Check the path in the storage URI: it must be an object's key, or a folder with objects below it.",
-	}
-	if listed > 0 {
-		f.Cause = "no file is left of " + p.pair.Source + " after the filters"
-		f.Advice = "Check STORAGE_ALLOW_PATTERNS and STORAGE_IGNORE_PATTERNS."
-	}
-	return f
 }
 
 // recall reads what earlier runs left, and checks it against the bytes if the
@@ -458,7 +447,7 @@ func (p *pull) fetch(ctx context.Context) error {
 		"files",
 		p.files.count(missing),
 		"bytes",
-		quantity.FormatBytes(p.progress.total.Load()),
+		byteCount(p.toFetch()),
 		"connections",
 		p.opts.Conns,
 		"io",
@@ -480,6 +469,20 @@ func (p *pull) account() {
 	p.report.Reused = p.progress.reused.Load()
 	p.report.Retries = p.progress.retries.Load()
 	p.report.Overtaken = p.progress.overtaken.Load()
+}
+
+// toFetch returns how many bytes are left to fetch.
+func (p *pull) toFetch() int64 {
+	var bytes int64
+	for f := range p.todo() {
+		bytes += f.object.size
+		if f.saved != nil {
+			for _, s := range f.saved.segments {
+				bytes -= s.n
+			}
+		}
+	}
+	return bytes
 }
 
 // choosePolicy settles how bytes are written. Files on disk are judged by the
@@ -539,8 +542,8 @@ func (p *pull) believeFromNowOn(marker *Marker) {
 
 // measureCache reports how much of the model a reader would find in memory.
 func (p *pull) measureCache() {
-	if n, ok := p.store.cached(p.files); ok {
-		p.report.Cached = &n
+	if n, of := p.store.cached(p.files); of > 0 {
+		p.report.Cached, p.report.cacheable = &n, of
 	}
 }
 
@@ -576,6 +579,6 @@ func (p *pull) fitsInto(need, free int64) error {
 		Code: ExitNoSpace, Reason: "NoSpace",
 		Cause: fmt.Sprintf("the model needs %s more in %s, which has %s left",
 			quantity.FormatBytes(need), p.pair.Dest, quantity.FormatBytes(free)),
-		Advice: "Give the volume at least " + strconv.FormatInt(need/mebibyte+1, 10) + "Mi more room.",
+		Advice: "Give the volume at least " + strconv.FormatInt((need-free)/mebibyte+1, 10) + "Mi more room.",
 	}
 }

@@ -5,7 +5,9 @@ package preloader
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,8 +39,10 @@ type Report struct {
 	// IO is how bytes were written.
 	IO IOMode `json:"io,omitempty"`
 	// Cached counts bytes of files in place that are in the page cache, of files
-	// of 1 MiB or more; absent if the kernel does not tell.
+	// of 1 MiB or more; absent if there are none, or the kernel does not tell.
 	Cached *int64 `json:"cached,omitempty"`
+	// cacheable is of how many bytes Cached tells.
+	cacheable int64
 	// Digests name the content that is in place for each source from S3.
 	Digests []string `json:"digests,omitempty"`
 	// Evidence counts files by why they are believed, for all files in place.
@@ -77,6 +81,7 @@ func (r *Report) add(o Report) {
 			sum += *r.Cached
 		}
 		r.Cached = &sum
+		r.cacheable += o.cacheable
 	}
 	for e, n := range o.Evidence {
 		r.believe(e, n)
@@ -90,20 +95,33 @@ func (r *Report) believe(e Evidence, n int) {
 	r.Evidence[e] += n
 }
 
-// weakest returns the lowest rung of evidence that any file stands on.
-func (r *Report) weakest() Evidence {
-	var worst Evidence
-	for e := range r.Evidence {
-		if worst == "" || e.rank() > worst.rank() {
-			worst = e
+// rungs lists the evidence that files stand on, the best first, with how many of them do
+// if there is more than one kind.
+func (r *Report) rungs() string {
+	var texts []string
+	for _, e := range slices.SortedFunc(maps.Keys(r.Evidence), func(a, b Evidence) int { return a.rank() - b.rank() }) {
+		if len(r.Evidence) == 1 {
+			return string(e)
 		}
+		texts = append(texts, fmt.Sprintf("%s %d", e, r.Evidence[e]))
 	}
-	return worst
+	return strings.Join(texts, ", ")
+}
+
+// countOf counts things of which one is called that.
+func countOf(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
 }
 
 // summary is the report as a sentence.
 func (r *Report) summary() string {
-	text := fmt.Sprintf("%d files, %s in place after %s", r.Files, quantity.FormatBytes(r.Bytes),
+	if r.Files == 0 && r.Digests == nil {
+		return "nothing was to be fetched"
+	}
+	text := fmt.Sprintf("%s, %s in place after %s", countOf(r.Files, "file"), quantity.FormatBytes(r.Bytes),
 		time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond))
 	if r.Fetched > 0 && r.Seconds > 0 {
 		text += fmt.Sprintf(
@@ -115,17 +133,20 @@ func (r *Report) summary() string {
 	if r.Reused > 0 {
 		text += fmt.Sprintf(", %s taken from this node's cache", quantity.FormatBytes(r.Reused))
 	}
+	if r.Resumed > 0 {
+		text += fmt.Sprintf(", %s were left of an earlier run", quantity.FormatBytes(r.Resumed))
+	}
 	if r.Skipped > 0 {
-		text += fmt.Sprintf(", %d files were there already", r.Skipped)
+		text += fmt.Sprintf(", %s there already", countOf(r.Skipped, "file"))
 	}
 	if r.LeftOut != nil {
-		text += fmt.Sprintf(", %d files with %s left out", r.LeftOut.Files, quantity.FormatBytes(r.LeftOut.Bytes))
+		text += fmt.Sprintf(", %s with %s left out", countOf(r.LeftOut.Files, "file"), quantity.FormatBytes(r.LeftOut.Bytes))
 	}
-	if r.Cached != nil && r.Bytes > 0 {
-		text += fmt.Sprintf(", %d %% in the page cache", percent(*r.Cached, r.Bytes))
+	if r.Cached != nil && r.cacheable > 0 {
+		text += fmt.Sprintf(", %d %% in the page cache", percent(*r.Cached, r.cacheable))
 	}
-	if w := r.weakest(); w != "" {
-		text += ", checked by " + string(w)
+	if len(r.Evidence) > 0 {
+		text += ", checked by " + r.rungs()
 	}
 	if r.JITCache != nil {
 		text += "; " + strings.TrimSuffix(r.JITCache.String(), ".")

@@ -78,9 +78,28 @@ func TestTerminationMessageReplacesAnEarlierOne(t *testing.T) {
 	}
 }
 
-func TestReportNamesTheWeakestEvidence(t *testing.T) {
-	r := &Report{Evidence: map[Evidence]int{EvidenceChecksum: 9, EvidenceMD5: 1}}
-	if got := r.weakest(); got != EvidenceMD5 {
-		t.Errorf("weakest is %q, want %q", got, EvidenceMD5)
+func TestSummary(t *testing.T) {
+	cached := int64(3e9)
+	for name, tc := range map[string]struct {
+		report Report
+		want   string
+	}{
+		"nothing to fetch": {want: "nothing was to be fetched"},
+		"one file": {
+			report: Report{Files: 1, Bytes: 2e3, Fetched: 2e3, Seconds: 2, Evidence: map[Evidence]int{EvidenceSize: 1}},
+			want:   "1 file, 2.0 kB in place after 2s, 2.0 kB fetched at 1.0 kB/s, checked by size-and-version",
+		},
+		"all evidence is told, the best first": {
+			report: Report{Files: 10, Skipped: 10, Evidence: map[Evidence]int{EvidenceMD5: 1, EvidenceChecksum: 9}},
+			want:   "10 files, 0 B in place after 0s, 10 files there already, checked by object-checksum 9, md5-etag 1",
+		},
+		"small files do not count as cold": {
+			report: Report{Files: 2, Bytes: 4e9, Resumed: 1e9, Cached: &cached, cacheable: 3e9},
+			want:   "2 files, 4.0 GB in place after 0s, 1.0 GB were left of an earlier run, 100 % in the page cache",
+		},
+	} {
+		if got := tc.report.summary(); got != tc.want {
+			t.Errorf("%s:\n%s, want\n%s", name, got, tc.want)
+		}
 	}
 }

@@ -5,7 +5,9 @@ package preloader
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -57,6 +59,38 @@ type patient struct {
 	stall    time.Duration
 	retries  *atomic.Int64
 	throttle *throttle
+	trouble  *trouble
+}
+
+// trouble says now and then why requests are made again: a store that does not answer
+// keeps a run waiting for long. Nil says nothing.
+type trouble struct {
+	log *slog.Logger
+
+	mu   sync.Mutex
+	last time.Time
+}
+
+const (
+	// longTry is a try so long that its end is worth a line; shorter ones are from the
+	// second failure on.
+	longTry = 2 * time.Second
+	// sayEvery is how often trouble is spoken of at most.
+	sayEvery = 5 * time.Second
+)
+
+// say speaks of the nth failure of a request that will be made again.
+func (t *trouble) say(what string, n, most int, took time.Duration, err error) {
+	if t == nil || n < 2 && took < longTry {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now := time.Now(); now.Sub(t.last) >= sayEvery {
+		t.last = now
+		t.log.Warn("The store does not answer as it should, trying again", "what", what,
+			"failures", n, "most", most, "cause", oneLine(err.Error()))
+	}
 }
 
 // unhurried returns a source without the turns and repetitions of a patient one.
@@ -103,6 +137,7 @@ func (p patient) repeat(ctx context.Context, what string, call func() error) err
 		if err != nil {
 			return err
 		}
+		began := time.Now()
 		err = call()
 		t.end(err)
 		switch {
@@ -116,6 +151,7 @@ func (p patient) repeat(ctx context.Context, what string, call func() error) err
 			return exhausted(what, n, err)
 		}
 		p.retries.Add(1)
+		p.trouble.say(what, n, p.attempts, time.Since(began), err)
 		if err := sleep(ctx, delayBefore(n, err)); err != nil {
 			return err
 		}

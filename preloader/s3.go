@@ -27,6 +27,8 @@ type s3Source struct {
 	bucket string
 	// answerBy bounds a request whose answer is read at once; 0 is no bound.
 	answerBy time.Duration
+	// owned means that requests name the account that must own the bucket.
+	owned bool
 	// region holds a region that the store named in an answer, once it did.
 	region atomic.Pointer[string]
 	// keys sign requests; nil where they are not signed.
@@ -41,7 +43,9 @@ type s3Source struct {
 }
 
 func newS3Source(client *s3.Client, bucket string, opts Options) *s3Source {
-	s := &s3Source{client: client, bucket: bucket, answerBy: opts.ReadTimeout + opts.Stall}
+	s := &s3Source{
+		client: client, bucket: bucket, answerBy: opts.ReadTimeout + opts.Stall, owned: opts.BucketOwner != "",
+	}
 	s.keys, _ = client.Options().Credentials.(*keys)
 	return s
 }

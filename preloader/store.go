@@ -161,10 +161,10 @@ func (s *store) openDirect(rel string) (*os.File, error) {
 	return f, nil
 }
 
-// cached returns how many bytes of the files that are ready are in the page cache,
-// and whether the kernel tells. Small files are left out: they do not matter.
-func (s *store) cached(files *catalog) (int64, bool) {
-	var total int64
+// cached returns how many bytes of the files that are ready are in the page cache, and of
+// how many. Small files are left out: they do not matter. of is 0 where there are no
+// others, or where the kernel does not tell.
+func (s *store) cached(files *catalog) (total, of int64) {
 	for i := range files.having(ready) {
 		size := files.size(i)
 		if size < mebibyte {
@@ -172,16 +172,17 @@ func (s *store) cached(files *catalog) (int64, bool) {
 		}
 		f, err := s.root.Open(string(files.path(i)))
 		if err != nil {
-			return 0, false
+			return 0, 0
 		}
 		n, ok := cachedBytes(f, size)
 		_ = f.Close()
 		if !ok {
-			return 0, false
+			return 0, 0
 		}
 		total += n
+		of += size
 	}
-	return total, true
+	return total, of
 }
 
 // allocate gives f its length, and where files are on disk its blocks too: a

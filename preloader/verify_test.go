@@ -140,7 +140,7 @@ func TestPullClimbsTheLadderOfEvidence(t *testing.T) {
 			}
 			wantCode(t, out, ExitOK, "Completed")
 			wantTree(t, dir, map[string][]byte{"model": tc.data})
-			if got := out.report.weakest(); got != tc.want {
+			if got := Evidence(out.report.rungs()); got != tc.want {
 				t.Errorf("evidence is %q, want %q", got, tc.want)
 			}
 			if len(tc.data) == 0 || tc.want == EvidenceSize {
@@ -178,8 +178,8 @@ func TestPullResumesAnUploadInParts(t *testing.T) {
 	out := run(t, with(serverSettings(s), settings{"PRELOADER_VERIFY": "require"}), "s3://models/m", dir)
 	wantCode(t, out, ExitOK, "Completed")
 	wantTree(t, dir, map[string][]byte{"model": data})
-	if out.report.weakest() != EvidenceParts || out.report.Resumed < 8*mebibyte {
-		t.Errorf("evidence %q after resuming %d bytes", out.report.weakest(), out.report.Resumed)
+	if out.report.rungs() != string(EvidenceParts) || out.report.Resumed < 8*mebibyte {
+		t.Errorf("evidence %q after resuming %d bytes", out.report.rungs(), out.report.Resumed)
 	}
 }
 

@@ -220,7 +220,7 @@ func readAway(f *os.File, s span) error {
 
 // String says it in a sentence.
 func (w *Warmth) String() string {
-	text := fmt.Sprintf("%d files, %s", w.Files, quantity.FormatBytes(w.Bytes))
+	text := fmt.Sprintf("%s, %s", countOf(w.Files, "file"), quantity.FormatBytes(w.Bytes))
 	if w.Before >= 0 && w.After >= 0 {
 		text += fmt.Sprintf(", %d %% in the page cache, %d %% before", percent(w.After, w.Bytes), percent(w.Before, w.Bytes))
 	}
@@ -259,9 +259,9 @@ func (w *Warmth) log(log *slog.Logger) {
 		log.Warn(
 			"Memory has no room for all of it",
 			"bytes",
-			quantity.FormatBytes(w.Bytes),
+			byteCount(w.Bytes),
 			"room",
-			quantity.FormatBytes(w.Room),
+			byteCount(w.Room),
 			"because",
 			w.Limits,
 		)
