@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/smithy-go"
@@ -110,7 +111,7 @@ func haveCredentials(ctx context.Context, provider aws.CredentialsProvider, opts
 		return nil
 	}
 	for n := 1; ; n++ {
-		_, err := provider.Retrieve(ctx)
+		err := retrieveBy(ctx, provider, opts.ConnectTimeout+opts.ReadTimeout)
 		if err == nil {
 			return nil
 		}
@@ -124,6 +125,23 @@ func haveCredentials(ctx context.Context, provider aws.CredentialsProvider, opts
 			return err
 		}
 	}
+}
+
+// errSilent says that whoever gives credentials does not answer.
+var errSilent = errors.New("whoever gives them does not answer")
+
+// retrieveBy fetches credentials within so long. The SDK has no bound of its own.
+func retrieveBy(ctx context.Context, provider aws.CredentialsProvider, longest time.Duration) error {
+	if longest > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, longest, errSilent)
+		defer cancel()
+	}
+	_, err := provider.Retrieve(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errSilent) {
+		return errSilent
+	}
+	return err
 }
 
 func noCredentials(err error) *ExitError {
@@ -167,7 +185,7 @@ func passes(err error) bool {
 		return status >= http.StatusInternalServerError || status == http.StatusTooManyRequests
 	}
 	_, unsent := errors.AsType[*smithyhttp.RequestSendError](err)
-	return unsent
+	return unsent || errors.Is(err, errSilent)
 }
 
 // keepStoreFromTokenService takes a variable out of the environment that the SDK would

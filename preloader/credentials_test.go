@@ -29,6 +29,8 @@ type giver struct {
 	// refuse, if not 0, is the status with which the next so many requests are answered.
 	refuse, times int
 	asked         int
+	// silent has no request answered.
+	silent bool
 }
 
 // next returns the name of the next credentials, or a status to refuse with.
@@ -76,6 +78,10 @@ func (g *giver) container(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name, status := g.next()
+	if g.silent {
+		<-r.Context().Done()
+		return
+	}
 	if status != 0 {
 		w.WriteHeader(status)
 		return
@@ -279,14 +285,25 @@ func TestPullWaitsForAnAgentThatStarts(t *testing.T) {
 	wantCode(t, start(t, roleSettings(s, settle(g)), "s3://models/m", t.TempDir()).outcome(t), ExitOK, "Completed")
 }
 
+func TestPullDoesNotWaitForASilentAgentForEver(t *testing.T) {
+	s := newFaultServer(t)
+	env := roleSettings(s, givers(t)["EKS Pod Identity"](&giver{silent: true}))
+	env = with(env, settings{"S3_CONNECT_TIMEOUT": "0.2", "S3_READ_TIMEOUT": "0.2", "S3_MAX_ATTEMPTS": "2"})
+	out := start(t, env, "s3://models/m", t.TempDir()).outcome(t)
+	wantCode(t, out, ExitDenied, "NoCredentials")
+	if !strings.Contains(out.last, "does not answer") {
+		t.Errorf("termination message %q", out.last)
+	}
+}
+
 func TestPullWithASharedCredentialsFile(t *testing.T) {
 	s := newFaultServer(t)
 	s.put("m/model", noise(1, 9*mebibyte))
-	s.saw = func(r *http.Request) {
+	s.look(func(r *http.Request) {
 		if err := wantAuthorization("Credential=from-file/")(r); err != nil {
 			t.Error(err)
 		}
-	}
+	})
 	path := filepath.Join(t.TempDir(), "credentials")
 	text := "[default]\naws_access_key_id = other\naws_secret_access_key = x\n\n" +
 		"[models]\naws_access_key_id = from-file\naws_secret_access_key = s\n"

@@ -273,9 +273,10 @@ func TestSecretsAreNotShown(t *testing.T) {
 	s.put("m/model", []byte("data"))
 	secret := "hunter2-secret"
 	cases := map[string]settings{
-		"broken STORAGE_CONFIG": {"STORAGE_CONFIG": `{"type":"s3","secret_access_key":"` + secret + `",}`},
-		"broken override":       {"STORAGE_OVERRIDE_CONFIG": `["` + secret + `"]`},
-		"access denied":         {"AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": secret},
+		"broken STORAGE_CONFIG":   {"STORAGE_CONFIG": `{"type":"s3","secret_access_key":"` + secret + `",}`},
+		"broken override":         {"STORAGE_OVERRIDE_CONFIG": `["` + secret + `"]`},
+		"an endpoint with a user": {"AWS_ENDPOINT_URL": "https://me:" + secret + "@minio:9000"},
+		"access denied":           {"AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": secret},
 	}
 	for name, env := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -82,6 +82,28 @@ func wantNothingHidden(t *testing.T, out outcome) {
 	}
 }
 
+// TestPullEndsAnswersThatDoNotEnd has a listing, and a refusal, of any length.
+func TestPullEndsAnswersThatDoNotEnd(t *testing.T) {
+	for name, status := range map[string]int{"a listing": http.StatusOK, "a refusal": http.StatusForbidden} {
+		t.Run(name, func(t *testing.T) {
+			s := newFaultServer(t)
+			s.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(status)
+				blank := []byte(strings.Repeat(" ", mebibyte))
+				for range 1 << 20 {
+					if _, err := w.Write(blank); err != nil {
+						return
+					}
+				}
+			})
+			out := run(t, with(serverSettings(s), settings{"S3_MAX_ATTEMPTS": "1"}), "s3://models/m", t.TempDir())
+			if out.code != ExitUnavailable && out.code != ExitDenied {
+				t.Errorf("exit code %d; log:\n%s", out.code, out.log)
+			}
+		})
+	}
+}
+
 func TestHeadsFollowTheBucketsRegion(t *testing.T) {
 	s := newFaultServer(t)
 	s.put("m/model", noise(1, 1000))

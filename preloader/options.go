@@ -168,15 +168,8 @@ func OptionsFromEnv(getenv func(string) string) (Options, error) {
 		TerminationLog: firstOf(env.get("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog),
 	}
 	opts.Endpoint = env.endpoint()
-	if at, err := url.Parse(
-		opts.Endpoint,
-	); opts.Endpoint != "" &&
-		(err != nil || at.Host == "" || !strings.HasPrefix(at.Scheme, "http")) {
-		return Options{}, configFailure(
-			"Write it as https://host:port.",
-			"the endpoint %q (AWS_ENDPOINT_URL) is no address",
-			opts.Endpoint,
-		)
+	if err := checkEndpoint(opts.Endpoint); err != nil {
+		return Options{}, err
 	}
 	opts.VerifyTLS = !isFalse(env.get("S3_VERIFY_SSL"))
 	if opts.VerifyTLS {
@@ -263,6 +256,23 @@ func (e environment) endpoint() string {
 		return ""
 	}
 	return at
+}
+
+// checkEndpoint refuses what is no address. One may hold a password, which S3 has no use
+// for, and which is not shown.
+func checkEndpoint(endpoint string) error {
+	if endpoint == "" {
+		return nil
+	}
+	const advice = "Write it as https://host:port."
+	if at := strings.LastIndex(endpoint, "@"); at >= 0 {
+		return configFailure(advice, "the endpoint …%s (AWS_ENDPOINT_URL) names a user", endpoint[at:])
+	}
+	at, err := url.Parse(endpoint)
+	if err != nil || at.Host == "" || at.Scheme != "http" && at.Scheme != "https" {
+		return configFailure(advice, "the endpoint %q (AWS_ENDPOINT_URL) is no address", endpoint)
+	}
+	return nil
 }
 
 func (e environment) caBundle() string {

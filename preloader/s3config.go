@@ -40,7 +40,7 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 		config.WithLogger(logging.Nop{}), // what it would say is not in the form of this log
 		// For credentials only: what is said about the store's certificate, by S3_VERIFY_SSL
 		// or by a bundle of its own, does not hold for who gives them.
-		config.WithHTTPClient(trusting(awshttp.NewBuildableClient(), bundle.forCredentials(opts))),
+		config.WithHTTPClient(trusting(plainClient(opts), bundle.forCredentials(opts))),
 		// Ranges have no checksum to validate, and the SDK's CRC64NVME is slow;
 		// the preloader checks whole files itself.
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
@@ -75,6 +75,7 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 			o.UsePathStyle = !opts.VirtualHosted
 		}
 		o.UseAccelerate = opts.Accelerate
+		o.APIOptions = append(o.APIOptions, boundAnswers)
 		for name, value := range opts.headers() {
 			o.APIOptions = append(o.APIOptions, smithyhttp.AddHeaderValue(name, value))
 		}
@@ -154,6 +155,13 @@ func (o Options) readBundle() (bundle, error) {
 	return b, nil
 }
 
+// plainClient is for requests that are not to the store.
+func plainClient(opts Options) *awshttp.BuildableClient {
+	return awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+		t.TLSHandshakeTimeout, t.ResponseHeaderTimeout = opts.ConnectTimeout, opts.ReadTimeout
+	})
+}
+
 // trusting has a client trust these authorities, or the system's if there are none.
 func trusting(client *awshttp.BuildableClient, roots *x509.CertPool) *awshttp.BuildableClient {
 	if roots == nil {
@@ -180,6 +188,26 @@ func hostOf(address string) string {
 		return ""
 	}
 	return u.Hostname()
+}
+
+// largestAnswer bounds answers that the SDK reads whole: listings, heads and refusals. A
+// page of a listing has less than 4 MiB.
+const largestAnswer = 16 * mebibyte
+
+// boundAnswers keeps an answer that does not end from filling the memory.
+func boundAnswers(stack *middleware.Stack) error {
+	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("BoundAnswers",
+		func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (
+			middleware.DeserializeOutput, middleware.Metadata, error,
+		) {
+			out, metadata, err := next.HandleDeserialize(ctx, in)
+			r, ok := out.RawResponse.(*smithyhttp.Response)
+			content := middleware.GetOperationName(ctx) == "GetObject" && ok && r.StatusCode < http.StatusMultipleChoices
+			if ok && !content && r.Body != nil {
+				r.Body = http.MaxBytesReader(nil, r.Body, largestAnswer)
+			}
+			return out, metadata, err
+		}), middleware.After)
 }
 
 // leaveEncodingUnsigned removes a header that the SDK signs and that Google
