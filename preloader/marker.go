@@ -13,6 +13,7 @@ import (
 	"iter"
 	"os"
 	"time"
+	"unicode/utf8"
 )
 
 // markerName is a file, not a folder: model servers such as Triton take every
@@ -59,6 +60,15 @@ type FileRecord struct {
 	Sum string `json:"sum"`
 	// Evidence is why the content is believed.
 	Evidence Evidence `json:"evidence"`
+}
+
+// writtenRecord is a record as the marker has it.
+type writtenRecord struct {
+	FileRecord
+
+	// PathBytes is the path where it is not UTF-8, as names in old archives may be, which
+	// JSON cannot hold.
+	PathBytes []byte `json:"pathBytes,omitempty"`
 }
 
 // readMarker reads what a pull wrote, and hands its files on one by one: there may
@@ -118,11 +128,14 @@ func readRecords(in *json.Decoder, take func(*FileRecord)) error {
 		return err
 	}
 	for in.More() {
-		var r FileRecord
-		if err := in.Decode(&r); err != nil {
+		var w writtenRecord
+		if err := in.Decode(&w); err != nil {
 			return err
 		}
-		take(&r)
+		if w.PathBytes != nil {
+			w.Path = string(w.PathBytes)
+		}
+		take(&w.FileRecord)
 	}
 	return want(in, json.Delim(']'))
 }
@@ -181,7 +194,11 @@ func (m *Marker) encode(w *bufio.Writer, files iter.Seq[*FileRecord]) error {
 	_, err = w.Write(raw[:len(raw)-len(last)])
 	first := true
 	for r := range files {
-		if raw, err = json.Marshal(r); err != nil {
+		var record any = r
+		if !utf8.ValidString(r.Path) {
+			record = writtenRecord{FileRecord: *r, PathBytes: []byte(r.Path)}
+		}
+		if raw, err = json.Marshal(record); err != nil {
 			return err
 		}
 		if !first {

@@ -68,6 +68,37 @@ func TestPullRemovesWhatTheSourceNoLongerHas(t *testing.T) {
 	wantTree(t, dir, want)
 }
 
+// TestWhatIsLeftOutIsNotStale has files of a model in two forms, of which a later pull
+// asks for one only.
+func TestWhatIsLeftOutIsNotStale(t *testing.T) {
+	s := newFaultServer(t)
+	want := map[string][]byte{
+		"a.bin": noise(
+			1,
+			10,
+		),
+		"b.bin":             noise(2, 10),
+		"model.safetensors": noise(3, 10),
+		"z.bin":             noise(4, 10),
+		"zz.json":           noise(5, 10),
+	}
+	for rel, data := range want {
+		s.put("m/"+rel, data)
+	}
+	dir := t.TempDir()
+	env := with(serverSettings(s), settings{"PRELOADER_LINT": "off"})
+	wantCode(t, run(t, env, "s3://models/m", dir), ExitOK, "Completed")
+	s.put("m/zz.json", noise(6, 10))
+	want["zz.json"] = noise(6, 10)
+	env["PRELOADER_SELECT"] = "safetensors"
+	wantCode(t, run(t, env, "s3://models/m", dir), ExitOK, "Completed")
+	wantTree(t, dir, want)
+	s.remove("m/b.bin")
+	delete(want, "b.bin")
+	wantCode(t, run(t, env, "s3://models/m", dir), ExitOK, "Completed")
+	wantTree(t, dir, want)
+}
+
 func TestPullRemovesWhatAnOlderArchiveHeld(t *testing.T) {
 	s := newFaultServer(t)
 	s.put("m/model.tar", tarOf(t, member{name: "a", body: "1"}, member{name: "gone", body: "2"}))
@@ -120,5 +151,24 @@ func TestRequireTakesEmptyFiles(t *testing.T) {
 	wantCode(t, run(t, env, "s3://models/m", dir), ExitOK, "Completed")
 	if again, err := os.Stat(filepath.Join(dir, markerName)); err != nil || !again.ModTime().Equal(marked.ModTime()) {
 		t.Errorf("the second run did something: %v", err)
+	}
+}
+
+// TestAnArchiveMayHoldNamesThatAreNotUTF8 has a name in Latin-1, as old archives do.
+func TestAnArchiveMayHoldNamesThatAreNotUTF8(t *testing.T) {
+	s := newFaultServer(t)
+	const name = "mod\xe8le"
+	s.put("m/model.zip", zipOf(t, member{name: name, body: "1"}))
+	dir := t.TempDir()
+	for _, gets := range []int{1, 0} {
+		s.forget()
+		wantCode(t, run(t, serverSettings(s), "s3://models/m", dir), ExitOK, "Completed")
+		wantTree(t, dir, map[string][]byte{name: []byte("1")})
+		if got := s.count("Get"); got != gets {
+			t.Errorf("%d requests for data, want %d", got, gets)
+		}
+	}
+	if out := run(t, serverSettings(s), "verify", dir); out.code != ExitOK {
+		t.Errorf("verify ends with %d:\n%s", out.code, out.log)
 	}
 }

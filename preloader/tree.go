@@ -7,6 +7,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // layout maps listed objects to files by KServe's rules: an object whose key is
@@ -110,6 +111,9 @@ func (l *layout) refuseFilesAsFolders(i int, dir string) error {
 func cleanRel(key, rel string) (string, error) {
 	if strings.ContainsRune(rel, 0) {
 		return "", unsafeKey(key, "it holds a zero byte")
+	}
+	if !utf8.ValidString(rel) {
+		return "", unsafeKey(key, "it is not UTF-8")
 	}
 	for element := range strings.SplitSeq(rel, "/") {
 		if element == ".." {
