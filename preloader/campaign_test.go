@@ -19,8 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// campaignCases is how many seeds a test run goes through, in about a minute.
-const campaignCases = 320
+// campaignCases is how many seeds a test run goes through, in about a minute, and
+// shortCampaign how many a short one: the race detector keeps 20 MB for each.
+const (
+	campaignCases = 320
+	shortCampaign = 48
+)
 
 // TestPullUnderRandomFaults lets a store, a disk and the process itself fail at
 // random, in many ways at once. Whatever happens, nothing is visible under its
@@ -29,7 +33,11 @@ const campaignCases = 320
 // run after the faults have passed mends everything. A seed that fails is run
 // again by its name: go test -run 'TestPullUnderRandomFaults/seed=17$'.
 func TestPullUnderRandomFaults(t *testing.T) {
-	for seed := range uint64(campaignCases) {
+	cases := uint64(campaignCases)
+	if testing.Short() {
+		cases = shortCampaign
+	}
+	for seed := range cases {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
 			c := newCampaign(t, seed)

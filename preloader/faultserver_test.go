@@ -164,6 +164,13 @@ func (s *faultServer) faults(decide func(asked) fault) {
 	s.decide = decide
 }
 
+// look has every request looked at from now on.
+func (s *faultServer) look(saw func(*http.Request)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.saw = saw
+}
+
 // count returns how many requests of a kind came in, and forget starts anew.
 func (s *faultServer) count(op string) int {
 	s.mu.Lock()

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +32,7 @@ type memoryGroup struct {
 
 func newMemoryGroup(t *testing.T, limit int64) memoryGroup {
 	t.Helper()
+	skipUnderRace(t)
 	if os.Geteuid() != 0 {
 		t.Skip("making control groups needs root")
 	}
@@ -292,12 +295,21 @@ func mountMemory(t *testing.T, size string) string {
 	return dir
 }
 
+// skipUnderRace skips a test that measures or bounds memory.
+func skipUnderRace(t *testing.T) {
+	t.Helper()
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		t.Skip("the race detector needs several times the memory")
+	}
+}
+
 // mostMemory is what the program may ever have resident, whatever the model.
 const mostMemory = 32_000_000
 
 // TestPullOfManyFilesNeedsLittleMemory measures the program itself: that of the tests is
 // larger than what it may take.
 func TestPullOfManyFilesNeedsLittleMemory(t *testing.T) {
+	skipUnderRace(t)
 	count := 100_000
 	if n, err := strconv.Atoi(os.Getenv("PRELOADER_TEST_FILES")); err == nil {
 		count = n // for a look at other numbers

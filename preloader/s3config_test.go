@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -127,13 +128,13 @@ func TestPullAddressesAndSigns(t *testing.T) {
 			s.put("m/model", noise(1, 9*mebibyte))
 			var mu sync.Mutex
 			var bad []error
-			s.saw = func(r *http.Request) {
+			s.look(func(r *http.Request) {
 				mu.Lock()
 				defer mu.Unlock()
 				if err := tc.want(r); err != nil {
 					bad = append(bad, fmt.Errorf("%s %s: %w", r.Method, r.URL, err))
 				}
-			}
+			})
 			env := with(serverSettings(s), settings{"AWS_ENDPOINT_URL": "", "http_proxy": s.URL})
 			dir := t.TempDir()
 			out := start(t, with(env, tc.env), "s3://models/m", dir).outcome(t)
@@ -193,15 +194,15 @@ func TestPullFollowsTheBucketsRegion(t *testing.T) {
 func TestPullWithWebIdentity(t *testing.T) {
 	s := newFaultServer(t)
 	s.put("m/model", []byte("data"))
-	s.saw = func(r *http.Request) {
+	s.look(func(r *http.Request) {
 		if err := wantAuthorization("Credential=from-sts/")(r); err != nil {
 			t.Error(err)
 		}
-	}
-	refuseToken := false
+	})
+	var refuseToken atomic.Bool
 	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.FormValue("WebIdentityToken") != "the-token" || r.FormValue("RoleArn") != "arn:aws:iam::1:role/models" ||
-			refuseToken {
+			refuseToken.Load() {
 			w.WriteHeader(http.StatusForbidden)
 			_, _ = fmt.Fprint(
 				w,
@@ -226,7 +227,7 @@ func TestPullWithWebIdentity(t *testing.T) {
 		"AWS_WEB_IDENTITY_TOKEN_FILE": token, "AWS_ENDPOINT_URL_STS": sts.URL,
 	})
 	wantCode(t, start(t, env, "s3://models/m", t.TempDir()).outcome(t), ExitOK, "Completed")
-	refuseToken = true
+	refuseToken.Store(true)
 	out := start(t, env, "s3://models/m", t.TempDir()).outcome(t)
 	wantCode(t, out, ExitDenied, "NoCredentials")
 	if !strings.Contains(out.last, "not yours") {

@@ -98,14 +98,14 @@ func TestEveryRequestSaysWhoPaysAndWhoOwns(t *testing.T) {
 	s.put("m/large", noise(1, 9*mebibyte))
 	s.put("m/small", noise(2, 100))
 	var asked, wrong atomic.Int64
-	s.saw = func(r *http.Request) {
+	s.look(func(r *http.Request) {
 		asked.Add(1)
 		if r.Header.Get("X-Amz-Request-Payer") != "requester" || r.Header.Get("X-Amz-Expected-Bucket-Owner") != "123456789012" ||
 			!strings.Contains(r.Header.Get("Authorization"), "x-amz-expected-bucket-owner") ||
 			!strings.Contains(r.Header.Get("Authorization"), "x-amz-request-payer") {
 			wrong.Add(1)
 		}
-	}
+	})
 	env := with(serverSettings(s), settings{"PRELOADER_REQUESTER_PAYS": "on", "PRELOADER_BUCKET_OWNER": "123456789012"})
 	wantCode(t, run(t, env, "s3://models/m", t.TempDir()), ExitOK, "Completed")
 	if asked.Load() < 4 || wrong.Load() > 0 {
