@@ -33,6 +33,9 @@ const (
 	stovesEach = 4
 	// maxReply bounds what is read of an answer, in bytes.
 	maxReply = 16 << 20
+	// coldFor is how long requests to a pod that is being warmed for the first time may go uncounted: one that hangs must not
+	// hide what its callers meet.
+	coldFor = time.Minute
 	// warmAgain is how long a pod is left alone that did not answer as it should.
 	warmAgain = 10 * time.Second
 )
@@ -69,6 +72,7 @@ type counting struct {
 type heat struct {
 	warm, busy bool
 	failure    string
+	seen       time.Time
 	again      time.Time
 }
 
@@ -137,7 +141,7 @@ func (s *Stove) Warm(w *Warming) Warmth {
 	busy := 0
 	for _, pod := range w.Pods {
 		if known[pod] = b.pods[pod]; known[pod] == nil {
-			known[pod] = &heat{}
+			known[pod] = &heat{seen: w.At}
 		}
 		if known[pod].busy {
 			busy++
@@ -148,6 +152,9 @@ func (s *Stove) Warm(w *Warming) Warmth {
 	told := Warmth{Asked: len(w.Pods) > 0, Counts: make(map[string]time.Time, len(w.Pods))}
 	for _, pod := range w.Pods {
 		h := known[pod]
+		if w.At.Sub(h.seen) >= coldFor {
+			b.count(pod, h.warm, w.At)
+		}
 		told.Counts[pod.Name] = b.counts[pod].since
 		if h.warm {
 			told.Warm++
@@ -180,8 +187,8 @@ func (b *batch) forget() {
 	}
 }
 
-// count has the requests to a pod count from a moment on: when it first was warm or, as long as it never was, when it
-// first was not. Requests of callers that such a pod fails are as good a proof as any.
+// count has the requests to a pod count from a moment on: when it first was warm or, as long as it never was, when that
+// first was known. Requests of callers that such a pod fails are as good a proof as any.
 func (b *batch) count(pod Pod, warm bool, at time.Time) {
 	if before, known := b.counts[pod]; !known || warm && !before.warm {
 		b.counts[pod] = counting{since: at, warm: warm}

@@ -219,9 +219,18 @@ func TestStoveTellsWarmupFromTheRest(t *testing.T) {
 		t.Errorf("requests count since %v; want none of the slow pod to", got.Counts)
 	}
 	failed, good := got.Counts["failing"], got.Counts["good"]
+	later := func(by time.Duration) *canaryrollout.Warming {
+		next := *w // a Warming is not changed once it was asked for
+		next.At = next.At.Add(by)
+		return &next
+	}
+	w = later(2 * time.Minute)
+	if hung := s.Warm(w).Counts["slow"]; !hung.Equal(w.At) {
+		t.Errorf("requests to a pod whose warm-up hangs count since %s, want %s", hung, w.At)
+	}
 	close(release)
 	ill.Store(false)
-	w.At = w.At.Add(time.Minute)
+	w = later(time.Minute)
 	warm := awaitWarmth(t, s, w, "all", func(got canaryrollout.Warmth) bool { return got.Warm == 3 })
 	if warm.Counts["slow"].IsZero() || !warm.Counts["failing"].After(failed) {
 		t.Errorf("requests count since %v; want those after the warm-ups", warm.Counts)
@@ -229,7 +238,7 @@ func TestStoveTellsWarmupFromTheRest(t *testing.T) {
 	gone := *w
 	gone.Pods = nil
 	s.Warm(&gone)
-	w.At = w.At.Add(time.Minute)
+	w = later(time.Minute)
 	again := awaitWarmth(t, s, w, "all, again", func(got canaryrollout.Warmth) bool { return got.Warm == 3 })
 	if !again.Counts["good"].Equal(good) {
 		t.Errorf("requests to a pod that was away count since %s, want %s as before", again.Counts["good"], good)
