@@ -86,7 +86,7 @@ generate: ## Generate deep copies, apply configurations, definitions, RBAC rules
 	PATH=$(CURDIR)/$(BIN):$$PATH $(GO) generate ./samples/predictor/inference
 
 .PHONY: build
-build: ## Build the programs into bin/.
+build: ## Build the programs into bin/. PROGRAMS=preloader builds that one alone.
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 
 .PHONY: images
