@@ -38,7 +38,9 @@ type wire struct {
 	credentials     aws.CredentialsProvider
 	region, service string
 	signer          *v4.Signer
-	transport       *http.Transport
+	// quick signs most requests for less than signer does.
+	quick     *signer
+	transport *http.Transport
 	// headers are those that every request carries.
 	headers http.Header
 }
@@ -86,7 +88,7 @@ func newWire(ctx context.Context, s *s3Source) *wire {
 			return nil
 		}
 	}
-	w.credentials = s.client.Options().Credentials
+	w.credentials, w.quick = s.client.Options().Credentials, &signer{region: w.region, service: w.service}
 	return w
 }
 
@@ -152,6 +154,9 @@ func (w *wire) request(ctx context.Context, o object, part span) (*http.Request,
 	credentials, err := w.credentials.Retrieve(ctx)
 	if err != nil {
 		return nil, credentials, err
+	}
+	if w.quick.sign(r, credentials, time.Now()) {
+		return r, credentials, nil
 	}
 	err = w.signer.SignHTTP(ctx, credentials, r, emptyHash, w.service, w.region, time.Now(), func(o *v4.SignerOptions) {
 		o.DisableURIPathEscaping = true
