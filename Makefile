@@ -29,7 +29,7 @@ test: deps ## Run all tests that need no root and no pods.
 	$(GO) test -timeout 30m ./...
 
 .PHONY: race
-race: ## Run the preloader's tests under the race detector, some campaigns shorter. Takes ten minutes and 3 GB.
+race: ## Run the preloader's tests under the race detector, some campaigns shorter. Takes some seven minutes.
 	$(GO) test -race -short -timeout 30m ./preloader/...
 
 FUZZ ?= preloader memcached routing samples

@@ -114,7 +114,8 @@ func TestPlanCountsWhatIsLeft(t *testing.T) {
 	s.objects["m/weak"].etag = "opaque"
 	s.putParts("m/parts", noise(4, 5*mebibyte), noise(5, mebibyte))
 	dir := t.TempDir()
-	env := serverSettings(s)
+	// The ranges of the large file stand still, so that the others need connections of their own.
+	env := with(serverSettings(s), settings{"PRELOADER_CONNS": "8"})
 	s.faults(func(a asked) fault { return fault{stall: a.op == "Get" && a.key == "m/large", after: 5_000_001} })
 	p := start(t, env, "s3://models/m", dir)
 	eventually(t, "ranges are recorded and three files are done", func() bool {
