@@ -69,6 +69,7 @@ func TestBenchWorks(t *testing.T) {
 			t.Errorf("the report lacks %q:\n%s", want, report.String())
 		}
 	}
+	closeLab()
 	left, err := filepath.Glob(filepath.Join(o.disk, "*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("%v is left on the disk (%v)", left, err)
