@@ -148,7 +148,7 @@ spec:
 			more:        "serviceAccountName: wrong",
 			wantCode:    77,
 			wantReason:  "AccessDenied",
-			wantText:    []string{"refused access to s3://models/eight", "Check the secret"},
+			wantText:    []string{"refused access to s3://models/eight", "Check AWS_SECRET_ACCESS_KEY"},
 		},
 		"no-bucket": {
 			uri:         "s3://nobodys/eight",
