@@ -16,7 +16,7 @@
 //   - Writes stay under the destination (os.Root), whatever the keys say.
 //   - A run that was killed goes on where it stopped; see [Marker] and journal.go.
 //   - Memory does not grow with the model's bytes: one buffer a connection, no more.
-//     Of each file it keeps some 50 bytes beside its path; see catalog.go.
+//     Of each file it keeps some 60 bytes beside its path; see catalog.go.
 //   - Every failure is a [ExitError]: an exit code, a cause and an advice.
 //
 // The files, in the order in which a pull passes through them: command.go

@@ -130,7 +130,7 @@ func (e *engine) run(ctx context.Context, conns int) error {
 	defer stop()
 	most := e.mostRequests()
 	conns = max(1, min(conns, most))
-	e.growth.begin(time.Now(), processorTime(), readLimits(os.DirFS("/")).processors())
+	e.growth.begin(time.Now(), processorTime(), e.opts.cpus)
 	secure := e.src.secure(ctx)
 	err := e.crew.run(conns, max(0, min(e.opts.more, most-conns)), e.opts.buffer, func(buf []byte) {
 		w := &worker{buf: buf, line: line{most: mostWater(e.opts.Stall, len(buf))}}

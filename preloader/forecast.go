@@ -73,7 +73,7 @@ func (p *pace) measure(ctx context.Context, src source, files []*file) error {
 }
 
 // forecast predicts the time of a plan; nil if it fetches nothing.
-func (p *pace) forecast(plan *Plan, opts Options, cpus float64) *Forecast {
+func (p *pace) forecast(plan *Plan, opts Options) *Forecast {
 	var todo Amount
 	for _, pair := range plan.Pairs {
 		todo.Files += pair.Fetch.Files
@@ -88,7 +88,7 @@ func (p *pace) forecast(plan *Plan, opts Options, cpus float64) *Forecast {
 		conns += opts.more
 	}
 	f := &Forecast{
-		CPUs: cpus, Connections: conns, CPUBytesPerSecond: cpus / cpuSecondsPerByte,
+		CPUs: opts.cpus, Connections: conns, CPUBytesPerSecond: opts.cpus / cpuSecondsPerByte,
 		ConnectionBytesPerSecond: p.perConnection * float64(conns),
 		RequestSeconds:           p.answers[len(p.answers)/2].Seconds(),
 	}

@@ -77,8 +77,10 @@ type Options struct {
 	// Conns is how many requests run at once; 0 means automatic.
 	Conns int
 	// more is how many may be added to an automatic number, and buffer is what each of
-	// the first holds in memory.
+	// the first holds in memory. They are settled by cpus, how many processors' worth of
+	// time there is.
 	more, buffer int
+	cpus         float64
 	// PartSize is how many bytes one request asks for; 0 means automatic.
 	PartSize int64
 	// Memory bounds the buffers, in bytes.

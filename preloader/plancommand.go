@@ -151,7 +151,7 @@ func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger)
 			break
 		}
 	}
-	plan.Forecast = m.pace.forecast(plan, opts, m.limits.processors())
+	plan.Forecast = m.pace.forecast(plan, opts)
 	if err == nil && opts.JIT.URI != "" {
 		plan.JITCache = planCaches(ctx, opts, pairs, plan.Forecast == nil, log)
 	}

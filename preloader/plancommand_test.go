@@ -234,8 +234,7 @@ func TestForecastNamesTheBottleneck(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := tc.pace.forecast(
 				&Plan{Pairs: []*PairPlan{{Fetch: tc.fetch}}},
-				Options{Conns: tc.conns, more: tc.more},
-				tc.cpus,
+				Options{Conns: tc.conns, more: tc.more, cpus: tc.cpus},
 			)
 			if got == nil {
 				if tc.want != "" {

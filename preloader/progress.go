@@ -39,6 +39,17 @@ func startFollowing(ctx context.Context, m *Meter, log *slog.Logger, doing strin
 	}
 }
 
+// followed returns the log and the meter of a command that reads trees, which is followed
+// until it is told to stop.
+func (c *Command) followed(ctx context.Context, inJSON bool, doing string) (log *slog.Logger, m *Meter, stop func()) {
+	var bar *screen
+	if !inJSON {
+		c, bar = c.onScreen()
+	}
+	log, m = c.logger(inJSON), &Meter{}
+	return log, m, startFollowing(ctx, m, log, doing, bar)
+}
+
 // follow says where a run stands until the context ends: by a bar on a terminal,
 // elsewhere by a line every few seconds while bytes are moving.
 func follow(ctx context.Context, m *Meter, log *slog.Logger, doing string, s *screen) {

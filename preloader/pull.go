@@ -74,9 +74,10 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 // settled returns the options with what was left to be chosen.
 func (o Options) settled() Options {
 	auto := o.Conns == 0
+	o.cpus = readLimits(os.DirFS("/")).processors()
 	if auto {
 		o.Conns = nearConns
-		if readLimits(os.DirFS("/")).processors() <= 2 {
+		if o.cpus <= 2 {
 			o.Conns = fewConns
 		}
 	}

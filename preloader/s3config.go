@@ -44,8 +44,6 @@ func newS3Client(ctx context.Context, opts Options, conns int) (*s3.Client, erro
 		// Ranges have no checksum to validate, and the SDK's CRC64NVME is slow;
 		// the preloader checks whole files itself.
 		config.WithResponseChecksumValidation(aws.ResponseChecksumValidationWhenRequired),
-		// What the SDK would say in between, in a form of its own, the errors say too.
-		config.WithLogger(logging.Nop{}),
 	}
 	if opts.AccessKeyID != "" && opts.SecretAccessKey != "" {
 		load = append(load, config.WithCredentialsProvider(

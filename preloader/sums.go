@@ -11,8 +11,6 @@ import (
 	"io"
 	"path"
 	"strings"
-
-	"serverless.xyz/outrigger/preloader/quantity"
 )
 
 // sumsName is a file at the top of a model that lists digests of its files, as sha256sum
@@ -55,8 +53,8 @@ func (p *pull) readSums(ctx context.Context) (sums, error) {
 	case !there, p.opts.Verify == VerifyOff:
 		return nil, nil
 	case p.files.size(i) > largestSums:
-		p.log.Warn("SHA256SUMS is too long to be read", "bytes", quantity.FormatBytes(p.files.size(i)),
-			"longest", quantity.FormatBytes(largestSums))
+		p.log.Warn("SHA256SUMS is too long to be read", "bytes", byteCount(p.files.size(i)),
+			"longest", byteCount(largestSums))
 		return nil, nil
 	}
 	wanted := func(rel string) bool {

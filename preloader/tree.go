@@ -23,8 +23,6 @@ type layout struct {
 	// that were.
 	listed  int
 	dropped *catalog
-	// indexed means that an index of safetensors files is among them.
-	indexed bool
 	err     error
 }
 
@@ -44,7 +42,6 @@ func (l *layout) take(o object) bool {
 		rel = o.key[strings.LastIndexByte(o.key, '/')+1:]
 		l.free()
 	}
-	l.indexed = l.indexed || strings.HasSuffix(rel, indexSuffix)
 	if !exact && !l.filter.Wants(rel) {
 		return l.add(l.dropped, entry{rel: path.Clean(rel)})
 	}

@@ -30,12 +30,7 @@ func (c *Command) verify(ctx context.Context, args []string) ExitCode {
 	case len(args) == 0:
 		return c.misused("verify", usageFailure("a directory is missing"))
 	}
-	var bar *screen
-	if !inJSON {
-		c, bar = c.onScreen()
-	}
-	log, m := c.logger(inJSON), &Meter{}
-	stop := startFollowing(ctx, m, log, "Verifying", bar)
+	log, m, stop := c.followed(ctx, inJSON, "Verifying")
 	defer stop()
 	for _, dir := range args {
 		start := time.Now()

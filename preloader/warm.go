@@ -239,12 +239,7 @@ func (c *Command) warm(ctx context.Context, flags map[string]string, args []stri
 	case len(args) == 0:
 		return c.misused("warm", usageFailure("a directory is missing"))
 	}
-	var bar *screen
-	if !inJSON {
-		c, bar = c.onScreen()
-	}
-	log, m := c.logger(inJSON), &Meter{}
-	stop := startFollowing(ctx, m, log, "Warming", bar)
+	log, m, stop := c.followed(ctx, inJSON, "Warming")
 	w, err := Warm(ctx, args, most, m)
 	stop()
 	if err != nil {

@@ -123,7 +123,7 @@ func FindRival(
 			continue
 		}
 		switch owner := metav1.GetControllerOf(route); {
-		case owner == nil && keptFor(route, rollout):
+		case keptFor(route, rollout):
 			ours = oldest(ours, route)
 		case !isRollout(owner):
 			foreign = oldest(foreign, route)
@@ -153,10 +153,16 @@ func FindRival(
 	}
 }
 
-// keptFor reports whether a route was left behind by an earlier rollout of this name, for this one to take over.
+// keptFor reports whether a route is the one that an earlier rollout of this name has kept.
 func keptFor(route *unstructured.Unstructured, rollout *v1alpha1.CanaryRollout) bool {
-	labels := route.GetLabels()
-	return route.GetNamespace() == rollout.Namespace && route.GetName() == rollout.Name &&
+	return route.GetNamespace() == rollout.Namespace && route.GetName() == rollout.Name && LeftBehind(route, rollout)
+}
+
+// LeftBehind reports whether an object of the rollout's namespace was made by an earlier rollout of its name, and kept for
+// this one to take over.
+func LeftBehind(object metav1.Object, rollout *v1alpha1.CanaryRollout) bool {
+	labels := object.GetLabels()
+	return metav1.GetControllerOf(object) == nil &&
 		labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy && labels[v1alpha1.LabelInstance] == rollout.Name
 }
 

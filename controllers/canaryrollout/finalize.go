@@ -206,9 +206,5 @@ func orphaned[T any, P interface {
 	*T
 	client.Object
 }](rollout *v1alpha1.CanaryRollout, object P) bool {
-	if object == nil || metav1.GetControllerOf(object) != nil || object.GetDeletionTimestamp() != nil {
-		return false
-	}
-	labels := object.GetLabels()
-	return labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedBy && labels[v1alpha1.LabelInstance] == rollout.Name
+	return object != nil && object.GetDeletionTimestamp() == nil && routing.LeftBehind(object, rollout)
 }

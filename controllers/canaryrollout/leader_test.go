@@ -34,68 +34,66 @@ func asleep(w *faults.World, meanwhile func()) client.Client {
 	})
 }
 
-// TestFormerLeaderPutsNothingBack: a manager that has lost its lease in the midst of a reconcile, and goes on with it long
-// after, does not undo what its successor has done since.
-func TestFormerLeaderPutsNothingBack(t *testing.T) {
+// madeRoute is a route that a rollout writes to, and the step that makes it do so.
+type madeRoute struct {
+	made       faults.Step
+	name, rule string
+}
+
+// everyRoute tests with a route of the rollout's own and an adopted one, of every provider.
+func everyRoute(t *testing.T, test func(t *testing.T, p provided, route madeRoute)) {
 	everyProvider(t, func(t *testing.T, p provided) {
-		for what, route := range map[string]struct {
-			made       faults.Step
-			name, rule string
-		}{
+		for what, route := range map[string]madeRoute{
 			"owned":   {p.owned(), name, routing.SplitRoute},
 			"adopted": {p.adopting(), "shop", "predict"},
 		} {
-			t.Run(what, func(t *testing.T) {
-				w := soleWorld(t)
-				successor := newReconciler(w.Client, w)
-				do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), route.made, percent(10))
-				settleAll(t, w, successor)
-				do(t, w, percent(60))
-				former := newReconciler(asleep(w, sync.OnceFunc(func() {
-					do(t, w, percent(0))
-					settleAll(t, w, successor)
-					p.want(t, w, route.name, route.rule, "v1=100 v2=0 ")
-				})), w)
-				_, err := former.Reconcile(t.Context(), reconcile.Request{
-					NamespacedName: client.ObjectKey{Namespace: w.Namespace, Name: name},
-				})
-				t.Logf("the former leader: %v", err)
-				p.want(t, w, route.name, route.rule, "v1=100 v2=0 ")
-			})
+			t.Run(what, func(t *testing.T) { test(t, p, route) })
 		}
+	})
+}
+
+// TestFormerLeaderPutsNothingBack: a manager that has lost its lease in the midst of a reconcile, and goes on with it long
+// after, does not undo what its successor has done since.
+func TestFormerLeaderPutsNothingBack(t *testing.T) {
+	everyRoute(t, func(t *testing.T, p provided, route madeRoute) {
+		w := soleWorld(t)
+		successor := newReconciler(w.Client, w)
+		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), route.made, percent(10))
+		settleAll(t, w, successor)
+		do(t, w, percent(60))
+		former := newReconciler(asleep(w, sync.OnceFunc(func() {
+			do(t, w, percent(0))
+			settleAll(t, w, successor)
+			p.want(t, w, route.name, route.rule, "v1=100 v2=0 ")
+		})), w)
+		_, err := former.Reconcile(t.Context(), reconcile.Request{
+			NamespacedName: client.ObjectKey{Namespace: w.Namespace, Name: name},
+		})
+		t.Logf("the former leader: %v", err)
+		p.want(t, w, route.name, route.rule, "v1=100 v2=0 ")
 	})
 }
 
 // TestRouteThatChangedMeanwhile: what is still due is written all the same, without another reconcile.
 func TestRouteThatChangedMeanwhile(t *testing.T) {
-	everyProvider(t, func(t *testing.T, p provided) {
-		for what, route := range map[string]struct {
-			made       faults.Step
-			name, rule string
-		}{
-			"owned":   {p.owned(), name, routing.SplitRoute},
-			"adopted": {p.adopting(), "shop", "predict"},
-		} {
-			t.Run(what, func(t *testing.T) {
-				w := soleWorld(t)
-				do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), route.made, percent(10))
-				settleAll(t, w, newReconciler(w.Client, w))
-				do(t, w, percent(60))
-				r := newReconciler(asleep(w, sync.OnceFunc(func() {
-					live := p.live(t, w, route.name)
-					live.SetAnnotations(map[string]string{"somebody": "else"})
-					if err := w.Client.Update(t.Context(), live); err != nil {
-						t.Fatal(err)
-					}
-				})), w)
-				_, err := r.Reconcile(t.Context(), reconcile.Request{
-					NamespacedName: client.ObjectKey{Namespace: w.Namespace, Name: name},
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
-				p.want(t, w, route.name, route.rule, "v1=40 v2=60 ")
-			})
+	everyRoute(t, func(t *testing.T, p provided, route madeRoute) {
+		w := soleWorld(t)
+		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), createYAML(p.users), route.made, percent(10))
+		settleAll(t, w, newReconciler(w.Client, w))
+		do(t, w, percent(60))
+		r := newReconciler(asleep(w, sync.OnceFunc(func() {
+			live := p.live(t, w, route.name)
+			live.SetAnnotations(map[string]string{"somebody": "else"})
+			if err := w.Client.Update(t.Context(), live); err != nil {
+				t.Fatal(err)
+			}
+		})), w)
+		_, err := r.Reconcile(t.Context(), reconcile.Request{
+			NamespacedName: client.ObjectKey{Namespace: w.Namespace, Name: name},
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
+		p.want(t, w, route.name, route.rule, "v1=40 v2=60 ")
 	})
 }
