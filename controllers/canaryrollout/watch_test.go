@@ -199,17 +199,21 @@ func TestLoserTakesOverWhenTheWinnerGoes(t *testing.T) {
 	awaitWeights(t, w, "shop", "predict", "v1=10 v2=90 ")
 }
 
-// writes counts requests that changed something, events aside.
+// writes counts requests that changed something, events aside. A write counts from when it is sent: whoever watches the
+// object may hear of it before the writer has its answer.
 type writes struct {
 	next  http.RoundTripper
 	count atomic.Int64
 }
 
 func (c *writes) RoundTrip(request *http.Request) (*http.Response, error) {
+	if request.Method == http.MethodGet || strings.Contains(request.URL.Path, "/events") {
+		return c.next.RoundTrip(request)
+	}
+	c.count.Add(1)
 	response, err := c.next.RoundTrip(request)
-	if err == nil && response.StatusCode < http.StatusMultipleChoices && request.Method != http.MethodGet &&
-		!strings.Contains(request.URL.Path, "/events") {
-		c.count.Add(1)
+	if err != nil || response.StatusCode >= http.StatusMultipleChoices {
+		c.count.Add(-1)
 	}
 	return response, err
 }
