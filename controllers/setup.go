@@ -251,7 +251,14 @@ func cacheOptions(namespace string) cache.Options {
 			&corev1.Service{}:            ours,
 			&corev1.ConfigMap{}:          ours,
 			&discoveryv1.EndpointSlice{}: ours,
-			&corev1.Pod{}:                {Label: labels.NewSelector().Add(*withKServe)},
+			// Pods that have ended stay for long, such as those that were evicted, and carry or serve nothing.
+			&corev1.Pod{}: {
+				Label: labels.NewSelector().Add(*withKServe),
+				Field: fields.AndSelectors(
+					fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed)),
+					fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
+				),
+			},
 			&corev1.Secret{}: {Namespaces: map[string]cache.Config{
 				namespace: {FieldSelector: fields.OneTermEqualSelector("metadata.name", webhookcert.SecretName)},
 			}},

@@ -142,6 +142,38 @@ func TestManagerKnowsWhatItsCacheDoesNotHold(t *testing.T) {
 	}
 }
 
+// TestPodsThatEndedAreNotWaitedFor: a pod that was evicted keeps its object, and KServe starts another in its place. A
+// rollout that waited for it to change would never end.
+func TestPodsThatEndedAreNotWaitedFor(t *testing.T) {
+	cluster := testcluster.New(t)
+	c := cluster.Client
+	namespace := cluster.Namespace(t)
+	defer startManager(t, cluster.Config, namespace, &writes{})()
+	must(t, c.Create(t.Context(), policy(namespace)))
+	must(t, c.Create(t.Context(), &kserve.InferenceService{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "mnist-v1"},
+	}))
+	for name, phase := range map[string]corev1.PodPhase{
+		"running": corev1.PodRunning, "failed": corev1.PodFailed, "succeeded": corev1.PodSucceeded,
+	} {
+		pod := predictorPod(namespace, "mnist-v1")
+		pod.Name = name
+		must(t, c.Create(t.Context(), pod))
+		await(t, "the pod to be counted", func(ctx context.Context) bool {
+			var p v1alpha1.SidecarPolicy
+			return get(ctx, c, namespace, "all", &p) && slices.ContainsFunc(p.Status.Behind, func(b v1alpha1.PodBehind) bool {
+				return b.Name == name
+			})
+		})
+		pod.Status.Phase = phase
+		must(t, c.Status().Update(t.Context(), pod))
+	}
+	await(t, "the policy to count the one that runs", func(ctx context.Context) bool {
+		var p v1alpha1.SidecarPolicy
+		return get(ctx, c, namespace, "all", &p) && len(p.Status.Behind) == 1 && p.Status.Behind[0].Name == "running"
+	})
+}
+
 // TestWebhookThroughTheAPIServer: the API server trusts the manager's own certificate, pods are equipped on their way
 // in, and when the certificate is taken away another takes its place.
 func TestWebhookThroughTheAPIServer(t *testing.T) {
