@@ -5,12 +5,17 @@ package preloader
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"iter"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+
+	"serverless.xyz/outrigger/preloader/crc"
 )
 
 // A pull tells a digest of what it brought. Whoever pins it gets that content and no
@@ -32,6 +37,14 @@ func parsePins(text string) ([]string, error) {
 	return pins, nil
 }
 
+// pin returns what is pinned of a pair, or nothing.
+func (o Options) pin(pair int) string {
+	if pair < len(o.Pins) {
+		return o.Pins[pair]
+	}
+	return ""
+}
+
 // treeDigest names the content of files: their paths, sizes and checks. They come in
 // the order of their paths.
 func treeDigest(files iter.Seq[*FileRecord]) string {
@@ -50,6 +63,11 @@ func (p *pull) digest() string { return treeDigest(records(p.files, &catalog{}))
 func (p *pull) meetsPin() error {
 	digest := p.digest()
 	p.report.Digests = []string{digest}
+	return p.pinned(digest)
+}
+
+// pinned compares a digest of the content with the one that was asked for.
+func (p *pull) pinned(digest string) error {
 	if p.pin == "" || p.pin == digest {
 		return nil
 	}
@@ -71,17 +89,8 @@ func (p *pull) pinnedInPlace(ctx context.Context) (bool, error) {
 	}
 	defer p.store.close()
 	marker, err := p.recall(ctx)
-	if err != nil || marker == nil || !slices.Contains(marker.Sources, p.pair.Source) {
+	if err != nil || !p.holdsPinned(marker) {
 		return false, err
-	}
-	for i := range p.others.having(noted) {
-		if r := p.others.record(i); p.from(r.Object) && (!p.enough(r) || !p.inPlace(r)) {
-			return false, nil
-		}
-	}
-	p.adopt()
-	if p.digest() != p.pin {
-		return false, nil
 	}
 	p.tally()
 	p.report.Digests = []string{p.pin}
@@ -89,6 +98,99 @@ func (p *pull) pinnedInPlace(ctx context.Context) (bool, error) {
 	p.believeFromNowOn(marker)
 	p.measureCache()
 	return true, nil
+}
+
+// holdsPinned reports whether what an earlier run left is in place and is what is pinned.
+func (p *pull) holdsPinned(marker *Marker) bool {
+	if marker == nil || !slices.Contains(marker.Sources, p.pair.Source) {
+		return false
+	}
+	for i := range p.others.having(noted) {
+		if r := p.others.record(i); p.from(r.Object) && (!p.enough(r) || !p.inPlace(r)) {
+			return false
+		}
+	}
+	p.adopt()
+	return p.digest() == p.pin
+}
+
+// headWorth is how many bytes a file has to fetch for the question what it holds to cost
+// little beside that.
+const headWorth = mebibyte
+
+// foreseePin asks the store what the missing files hold, and fails if that is not what is
+// pinned: what would be refused in the end need not be fetched. It lets the pull go on
+// where it cannot tell, and where asking would take long beside fetching.
+func (p *pull) foreseePin(ctx context.Context) error {
+	if p.pin == "" || p.toFetch() < headWorth*int64(p.files.count(missing)) {
+		return nil
+	}
+	unclear := errors.New("the store does not tell")
+	foreseen := p.foresight()
+	err := eachOf(ctx, p.opts.Conns, p.todo(), func(ctx context.Context, f *file) error {
+		now, err := p.src.head(ctx, f.object.key)
+		if err != nil {
+			return err
+		}
+		if now.version() != f.object.version() || now.size != f.object.size {
+			return unclear
+		}
+		proof, err := choose(p.opts.Verify, now, f.small())
+		if err != nil || !foreseen.take(f, proof) {
+			return unclear
+		}
+		return nil
+	})
+	if err != nil {
+		return nil //nolint:nilerr // the pull will meet the trouble too, and knows what to say
+	}
+	return foreseen.pinned()
+}
+
+// foresight is what the store says of the content of files that are missing.
+type foresight struct {
+	pull  *pull
+	mu    sync.Mutex
+	clear int
+}
+
+func (p *pull) foresight() *foresight { return &foresight{pull: p} }
+
+// take notes what a file's proof tells of its content, and reports whether that is all of
+// it. Files may be taken while others are looked for: each has a row of its own.
+func (s *foresight) take(f *file, by proof) bool {
+	r := &FileRecord{Evidence: EvidenceChecksum}
+	switch {
+	case f.object.size == 0: // for which nothing is asked
+		r.CRC, r.Sum = crc.NVME.Name, crc.NVME.Encode(0)
+	case by.want == nil || by.digest != nil || by.cut > 0:
+		return false
+	default:
+		r.CRC, r.Sum = by.crc.Name, base64.StdEncoding.EncodeToString(by.want)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.pull.files.note(f.at, r, missing) {
+		return false
+	}
+	s.clear++
+	return true
+}
+
+// pinned fails if what is in place and what the store tells of the rest is not what is
+// pinned.
+func (s *foresight) pinned() error {
+	files := s.pull.files
+	if s.clear != files.count(missing) {
+		return nil
+	}
+	return s.pull.pinned(treeDigest(func(yield func(*FileRecord) bool) {
+		for i := range files.len() {
+			if !yield(files.record(i)) {
+				return
+			}
+		}
+	}))
 }
 
 // adopt has files that were noted in place, and those of this source among its own,

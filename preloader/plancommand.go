@@ -144,10 +144,10 @@ func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger)
 		plan.Memory.Room = &room
 	}
 	var err error
-	for _, pair := range pairs {
+	for i, pair := range pairs {
 		one := &PairPlan{Source: pair.Source, Directory: pair.Dest}
 		plan.Pairs = append(plan.Pairs, one)
-		if err = m.pair(ctx, pair, one); err != nil {
+		if err = m.pair(ctx, pair, opts.pin(i), one); err != nil {
 			break
 		}
 	}
@@ -162,7 +162,7 @@ func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger)
 	return plan, err
 }
 
-func (m *planner) pair(ctx context.Context, pair Pair, plan *PairPlan) error {
+func (m *planner) pair(ctx context.Context, pair Pair, pin string, plan *PairPlan) error {
 	at, err := parseSource(pair.Source)
 	if err != nil {
 		return err
@@ -179,19 +179,48 @@ func (m *planner) pair(ctx context.Context, pair Pair, plan *PairPlan) error {
 		return nil
 	case sourceS3:
 	}
+	p := &pull{
+		opts: m.opts, at: at, pair: pair, pin: pin, log: m.log, report: &Report{}, progress: &progress{}, looksOnly: true,
+	}
+	defer p.free()
+	if done, err := m.pinnedInPlace(p, plan); done || err != nil {
+		return err
+	}
 	client, err := newS3Client(ctx, m.opts, m.opts.Conns)
 	if err != nil {
 		return err
 	}
-	p := &pull{opts: m.opts, at: at, pair: pair, log: m.log, report: &Report{}, progress: &progress{}, looksOnly: true}
 	p.connect(client)
 	return m.model(ctx, p, plan)
 }
 
+// pinnedInPlace plans for a directory that holds what is pinned, and reports whether it
+// does.
+func (m *planner) pinnedInPlace(p *pull, plan *PairPlan) (bool, error) {
+	if p.pin == "" || !m.opts.Resume {
+		return false, nil
+	}
+	p.forget()
+	var err error
+	if p.store, err = viewStore(p.pair.Dest); err != nil {
+		return false, err
+	}
+	defer p.store.close()
+	if p.store.root == nil {
+		return false, nil
+	}
+	var marker *Marker
+	if marker, plan.Rechecked, err = p.remember(); err != nil || !p.holdsPinned(marker) {
+		plan.Rechecked = false
+		return false, err
+	}
+	p.tally()
+	plan.fill(p)
+	return true, nil
+}
+
 // model plans the pull of one model from S3.
 func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
-	p.forget()
-	defer p.free()
 	err := p.list(ctx)
 	if err != nil {
 		return err
@@ -216,7 +245,10 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 	p.tally()
 	plan.fill(p)
 	if wanted == 0 {
-		return nil
+		if plan.Archive != "" {
+			return nil
+		}
+		return p.meetsPin()
 	}
 	// What does not fit is worth knowing together with all the rest.
 	lintErr := p.lint(ctx)
@@ -230,7 +262,11 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 		return err
 	}
 	files := slices.Collect(p.todo())
-	proveErr := m.prove(ctx, p, plan, files)
+	foreseen := p.foresight()
+	proveErr := m.prove(ctx, p, plan, files, foreseen)
+	if proveErr == nil && plan.Archive == "" {
+		proveErr = foreseen.pinned()
+	}
 	if err := cmp.Or(lintErr, diskErr, policyErr, proveErr); err != nil {
 		return err
 	}
@@ -300,7 +336,7 @@ func (plan *PairPlan) fill(p *pull) {
 }
 
 // prove asks for every missing file what evidence the store has for it.
-func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*file) error {
+func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*file, foreseen *foresight) error {
 	var mu sync.Mutex
 	return eachOf(ctx, m.opts.Conns, slices.Values(files), func(ctx context.Context, f *file) error {
 		start := time.Now()
@@ -311,7 +347,9 @@ func (m *planner) prove(ctx context.Context, p *pull, plan *PairPlan, files []*f
 		took := time.Since(start)
 		f.begin()
 		f.object = now
-		err = (&engine{src: p.src, opts: m.opts, sums: p.sums}).prove(ctx, f, now, p.src)
+		if err = (&engine{src: p.src, opts: m.opts, sums: p.sums}).prove(ctx, f, now, p.src); err == nil {
+			foreseen.take(f, f.proof)
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		m.pace.answers = append(m.pace.answers, took)

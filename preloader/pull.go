@@ -48,11 +48,7 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 	for i, pair := range pairs {
 		start := time.Now()
 		one := Report{}
-		pin := ""
-		if i < len(opts.Pins) {
-			pin = opts.Pins[i]
-		}
-		err := pullPair(ctx, opts, pair, pin, log, &one)
+		err := pullPair(ctx, opts, pair, opts.pin(i), log, &one)
 		one.Seconds = time.Since(start).Seconds()
 		total.add(one)
 		if err != nil {
@@ -216,6 +212,9 @@ func (p *pull) run(ctx context.Context) error {
 		return err
 	}
 	if p.sums, err = p.readSums(ctx); err != nil {
+		return err
+	}
+	if err := p.foreseePin(ctx); err != nil {
 		return err
 	}
 	if err := p.fetch(ctx); err != nil {
