@@ -11,7 +11,8 @@ import (
 // progress counts what the pull of one pair has done so far. Its counters may be
 // read and changed from any goroutine.
 type progress struct {
-	// total and done count bytes of files; done includes what was resumed.
+	// total and done count bytes of files; done are those that have arrived, and
+	// what was resumed.
 	total, done atomic.Int64
 	// resumed counts bytes that an earlier run had brought.
 	resumed atomic.Int64

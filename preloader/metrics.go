@@ -51,7 +51,7 @@ func (m *metrics) page() string {
 	one("start_time_seconds", "gauge", "When the run began, in seconds since 1970.", seconds(m.start))
 	one("model_bytes", "gauge", "What the models come to.", float64(s.Bytes))
 	one("model_files", "gauge", "How many files the models have.", float64(s.Files))
-	one("ready_bytes", "gauge", "What of the models is on the volume, of unfinished files too.", float64(s.ReadyBytes))
+	one("ready_bytes", "gauge", "What of the models has arrived, of unfinished files too.", float64(s.ReadyBytes))
 	one("ready_files", "gauge", "How many files are proven and in place.", float64(s.ReadyFiles))
 	one(
 		"fetched_bytes_total",

@@ -43,9 +43,11 @@ func wantValues(t *testing.T, got, want map[string]float64) {
 	}
 }
 
+// freeAddress returns an address that nobody is to take before it is used: none of the connections on this machine comes
+// from this host.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", "127.0.83.5:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +114,30 @@ func TestMetricsWhileAPullRunsAndAfterIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantValues(t, values(t, string(raw)), map[string]float64{"exit_code": float64(ExitNotFound), "model_files": 0})
+}
+
+// TestBytesCountWhenTheyArrive has a link that brings less than a buffer for a while.
+func TestBytesCountWhenTheyArrive(t *testing.T) {
+	s := newFaultServer(t)
+	s.put("m/a", noise(1, 30*mebibyte))
+	release := make(chan struct{})
+	open := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(open)
+	s.faults(func(asked) fault { return fault{hold: release, after: 100_000} })
+	address := freeAddress(t)
+	p := start(t, with(serverSettings(s), settings{"PRELOADER_METRICS": address, "PRELOADER_CONNS": "1"}),
+		"s3://models/m", t.TempDir())
+	eventually(t, "what has come is counted", func() bool {
+		answer, err := http.Get("http://" + address + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer answer.Body.Close()
+		raw, _ := io.ReadAll(answer.Body)
+		return values(t, string(raw))[metricPrefix+"ready_bytes"] == 100_000
+	})
+	open()
+	wantCode(t, p.outcome(t), ExitOK, "Completed")
 }
 
 func TestMetricsTroubleFailsNothing(t *testing.T) {

@@ -147,6 +147,7 @@ func (e *engine) fill(p []byte, d *download, at *flight) (int, error) {
 				wound = now
 			}
 			if at != nil {
+				e.progress.done.Add(int64(n)) // now, because a slow link takes long to fill a buffer
 				at.note(n, now)
 				at.check = at.file.proof.crc.Update(at.check, p[total-n:total])
 			}
@@ -171,7 +172,6 @@ func (e *engine) put(f *file, at *flight, p []byte) error {
 	at.off += int64(len(p))
 	at.n -= int64(len(p))
 	at.front.Store(at.off)
-	e.progress.done.Add(int64(len(p)))
 	if err := e.handOver(f, at, int64(len(p))); err != nil {
 		return diskFailure(e.store.dir, err)
 	}
