@@ -5,6 +5,7 @@ package preloader
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -33,11 +34,22 @@ func TestParseSums(t *testing.T) {
 func FuzzParseSums(f *testing.F) {
 	f.Add(strings.Repeat("ab", 32) + "  a\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		found, _ := parseSums(strings.NewReader(text), func(rel string) bool { return rel != "foreign" })
-		for name := range found {
-			if name == "" {
-				t.Errorf("a digest without a name in %q", text)
+		wanted := func(rel string) bool { return rel != "foreign" }
+		found, _ := parseSums(strings.NewReader(text), wanted)
+		var again strings.Builder
+		for name, digest := range found {
+			if name == "" || !wanted(name) || !strings.Contains(strings.ToLower(text), hex.EncodeToString(digest[:])) {
+				t.Errorf("digest %x of %q in %q", digest, name, text)
 			}
+			if strings.TrimSpace(name) != name { // which the end of a line cannot hold
+				delete(found, name)
+				continue
+			}
+			fmt.Fprintf(&again, "%x *%s\n", digest, name)
+		}
+		written, err := parseSums(strings.NewReader(again.String()), wanted)
+		if diff := cmp.Diff(found, written); err != nil || diff != "" {
+			t.Errorf("%v, written anew (-want +got):\n%s", err, diff)
 		}
 	})
 }
