@@ -118,7 +118,7 @@ func TestPullInAConfinedPod(t *testing.T) {
 		if err := p.Start(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = p.Process.Kill() })
+		t.Cleanup(p.end)
 		return p
 	}
 	s.faults(func(a asked) fault { return fault{stall: a.op == "Get", after: 5*mebibyte + 4321} })

@@ -4,6 +4,7 @@ package preloader
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ func TestPullAddsConnectionsForAFarStore(t *testing.T) {
 				want[rel] = noise(uint64(i), 3000)
 				s.put("m/"+rel, want[rel])
 			}
-			most := s.mostAtOnce(fault{pause: 4 * farAnswer})
+			most := s.mostAtOnce(fault{pause: 4 * farAnswer}, tc.wantLeast)
 			dir := t.TempDir()
 			wantCode(t, run(t, with(serverSettings(s), tc.env), "s3://models/m", dir), ExitOK, "Completed")
 			wantTree(t, dir, want)
@@ -42,12 +43,13 @@ func TestPullAddsConnectionsForAFarStore(t *testing.T) {
 func TestPullAddsConnectionsWhereEachIsSlow(t *testing.T) {
 	s := newFaultServer(t)
 	want := map[string][]byte{}
-	for i := range 48 {
+	for i := range 64 {
 		rel := fmt.Sprintf("shard-%d", i)
-		want[rel] = noise(uint64(i), mebibyte)
+		want[rel] = noise(uint64(i), mebibyte/8)
 		s.put("m/"+rel, want[rel])
 	}
-	most := s.mostAtOnce(fault{trickle: time.Millisecond})
+	// So slow that even a busy machine has next to nothing to do.
+	most := s.mostAtOnce(fault{trickle: 10 * time.Millisecond}, 0)
 	dir := t.TempDir()
 	wantCode(t, run(t, serverSettings(s), "s3://models/m", dir), ExitOK, "Completed")
 	wantTree(t, dir, want)
@@ -56,13 +58,25 @@ func TestPullAddsConnectionsWhereEachIsSlow(t *testing.T) {
 	}
 }
 
-// mostAtOnce lets every Get suffer the fault, and counts how many run at once at most.
-func (s *faultServer) mostAtOnce(f fault) *atomic.Int64 {
-	var running, most atomic.Int64
+// mostAtOnce lets every Get suffer the fault, and counts how many run at once at most. After the first 60, which tell how
+// far the store is, none is answered before so many run at once, however long a busy machine takes to send them.
+func (s *faultServer) mostAtOnce(f fault, least int64) *atomic.Int64 {
+	var running, most, begun atomic.Int64
+	reached := make(chan struct{})
+	reach := sync.OnceFunc(func() { close(reached) })
 	f.before = func() {
 		now := running.Add(1)
 		for seen := most.Load(); now > seen && !most.CompareAndSwap(seen, now); {
 			seen = most.Load()
+		}
+		if now >= least {
+			reach()
+		}
+		if begun.Add(1) > 60 {
+			select {
+			case <-reached:
+			case <-s.closing:
+			}
 		}
 	}
 	f.done = func() { running.Add(-1) }

@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// quick makes retries of a doomed request end soon.
-var quick = settings{"S3_MAX_ATTEMPTS": "3", "PRELOADER_STALL": "0.3"}
+// quick makes retries of a doomed request end soon. It takes no healthy connection for one that stands still, as a
+// short PRELOADER_STALL does on a busy machine.
+var quick = settings{"S3_MAX_ATTEMPTS": "3"}
 
 func with(env, more settings) settings {
 	out := settings{}
@@ -56,12 +57,14 @@ func TestPullOutlastsPassingTrouble(t *testing.T) {
 		decide func(asked) fault
 		// wasted is how many bytes may come twice.
 		wasted int64
+		// stall is how long no byte may come, if it matters.
+		stall string
 	}{
 		"connection broken at the first byte":     {decide: once(fault{cut: true})},
 		"connection broken in the middle":         {decide: once(fault{cut: true, after: 1_234_567})},
 		"connection broken at the last byte":      {decide: once(fault{cut: true, after: 8*mebibyte - 1})},
-		"connection that stalls":                  {decide: once(fault{stall: true, after: 700_000})},
-		"answer that never begins":                {decide: once(fault{pause: 700 * time.Millisecond})},
+		"connection that stalls":                  {decide: once(fault{stall: true, after: 700_000}), stall: "0.3"},
+		"answer that never begins":                {decide: once(fault{pause: 700 * time.Millisecond}), stall: "0.3"},
 		"two times 503 at everything":             {decide: refused(http.StatusServiceUnavailable, "SlowDown")},
 		"two times 500 at everything":             {decide: refused(http.StatusInternalServerError, "InternalError")},
 		"two times 429 at everything":             {decide: refused(http.StatusTooManyRequests, "TooManyRequests")},
@@ -85,12 +88,18 @@ func TestPullOutlastsPassingTrouble(t *testing.T) {
 			s.put("m/small", small)
 			s.faults(tc.decide)
 			dir := t.TempDir()
-			out := start(t, with(serverSettings(s), settings{"PRELOADER_STALL": "0.3"}), "s3://models/m", dir).outcome(t)
+			env := with(serverSettings(s), settings{"PRELOADER_STALL": tc.stall})
+			out := start(t, env, "s3://models/m", dir).outcome(t)
 			wantCode(t, out, ExitOK, "Completed")
 			wantTree(t, dir, map[string][]byte{"large": large, "small": small})
 			size := int64(len(large) + len(small))
-			if got := out.report.Fetched; got < size || got > size+tc.wasted {
-				t.Errorf("fetched %d bytes for %d, want at most %d twice", got, size, tc.wasted)
+			wasted := tc.wasted
+			if out.report.Seconds >= slowAge.Seconds() {
+				// On a machine so slow, connections that are well may be overtaken: each of the parts, or tried to.
+				wasted += out.report.Overtaken*8*mebibyte + 4*firstBytes
+			}
+			if got := out.report.Fetched; got < size || got > size+wasted {
+				t.Errorf("fetched %d bytes for %d, want at most %d twice", got, size, wasted)
 			}
 		})
 	}
@@ -119,7 +128,8 @@ func TestPullGivesUpWithACause(t *testing.T) {
 			decide: always(fault{cut: true}), code: ExitUnavailable, reason: "Unavailable", advice: "endpoint is reachable",
 		},
 		"connections always stall": {
-			decide: always(fault{stall: true}), code: ExitUnavailable, reason: "Stalled", advice: "PRELOADER_STALL",
+			decide: always(fault{stall: true}), env: settings{"PRELOADER_STALL": "0.3"},
+			code: ExitUnavailable, reason: "Stalled", advice: "PRELOADER_STALL",
 		},
 		"always 503": {
 			decide: always(

@@ -191,7 +191,11 @@ func checkGPU(ctx context.Context, opts Options, log *slog.Logger, check string,
 	// Where the kernel ends one process for memory, it takes the check and not the pull.
 	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", program.Process.Pid), []byte("1000"), 0)
 	verdict, err := readVerdict(ctx, output, check)
-	state := waitBriefly(program)
+	patience := time.Second / 2
+	if err != nil && ctx.Err() == nil { // it wrote no report, so it is ending, which tells why
+		patience = 10 * time.Second
+	}
+	state := waitBriefly(program, patience)
 	switch {
 	case err != nil && errors.Is(context.Cause(ctx), errCheckTooLong):
 		verdict = noVerdict(check, "Timeout", "it gave no verdict in time and was ended: the driver or a disk hangs. "+
@@ -282,8 +286,8 @@ func readVerdict(ctx context.Context, output io.Reader, check string) (*GPUVerdi
 	return &verdict, nil
 }
 
-// waitBriefly collects the program's end, or returns nil if that takes its time.
-func waitBriefly(program *exec.Cmd) *os.ProcessState {
+// waitBriefly collects the program's end, or returns nil if that takes longer.
+func waitBriefly(program *exec.Cmd, patience time.Duration) *os.ProcessState {
 	ended := make(chan *os.ProcessState, 1)
 	go func() {
 		_ = program.Wait()
@@ -292,7 +296,7 @@ func waitBriefly(program *exec.Cmd) *os.ProcessState {
 	select {
 	case state := <-ended:
 		return state
-	case <-time.After(500 * time.Millisecond):
+	case <-time.After(patience):
 		return nil
 	}
 }

@@ -391,14 +391,12 @@ func (c *Command) publishWhenIdle(
 	ctx context.Context, opts Options, flags map[string]string, args []string, idle time.Duration, log *slog.Logger,
 ) (*Publication, error) {
 	log.Info("Waiting until engines have compiled, and for " + idle.String() + " nothing more")
-	var before jitcache.Activity
-	for since := time.Now(); ; {
+	for still := (stillness{idle: idle}); ; {
 		trees, err := jitcache.FindTrees(args, opts.JIT.Dir, c.Getenv)
-		now := jitcache.Look(trees)
-		if err != nil || now != before || now.Files == 0 {
-			before, since = now, time.Now()
+		if err != nil {
+			trees = nil
 		}
-		if time.Since(since) >= idle {
+		if still.long(time.Now(), jitcache.Look(trees)) {
 			done, err := c.publishTrees(ctx, opts, flags, args, log)
 			if err == nil {
 				log.Info(done.String(), "uri", done.URI)
@@ -407,12 +405,28 @@ func (c *Command) publishWhenIdle(
 			}
 			f := failureOf(err)
 			log.Warn(sentence(f), "reason", f.Reason)
-			since = time.Now()
+			still.since = time.Now()
 		}
 		if err := sleep(ctx, min(idle/4, 10*time.Second)); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// stillness tells when nothing was written to trees for a while.
+type stillness struct {
+	idle  time.Duration
+	last  jitcache.Activity
+	since time.Time
+}
+
+// long takes a look at trees, and reports whether there are files of which none has
+// changed for long enough.
+func (s *stillness) long(now time.Time, seen jitcache.Activity) bool {
+	if seen != s.last || seen.Files == 0 {
+		s.last, s.since = seen, now
+	}
+	return now.Sub(s.since) >= s.idle
 }
 
 func (c *Command) publishTrees(

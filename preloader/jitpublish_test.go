@@ -338,16 +338,19 @@ func TestPublisherBesideAnEngineWaits(t *testing.T) {
 	env := with(jitSettings(s, dir), settings{"PRELOADER_JIT_CACHE_MODEL": models})
 	lists := s.count("List")
 	p := start(t, env, "publish-cache", "--when-idle=0.4")
-	// The engine starts later, and goes on for longer than the pause.
+	// The engine starts later.
+	time.Sleep(600 * time.Millisecond)
+	if len(s.keys("jit/")) > 0 {
+		t.Fatal("published before there was anything")
+	}
+	compiling := t.TempDir()
 	for i := range 8 {
-		time.Sleep(100 * time.Millisecond)
-		at := filepath.Join(dir, "vllm", string(rune('a'+i)))
-		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte("kernel"), 0o644)); err != nil {
+		if err := os.WriteFile(filepath.Join(compiling, string(rune('a'+i))), []byte("kernel"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if len(s.keys("jit/")) > 0 {
-			t.Fatalf("published after %d of 8 files", i)
-		}
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Rename(compiling, filepath.Join(dir, "vllm"))); err != nil {
+		t.Fatal(err)
 	}
 	eventually(t, "the kernels are published", func() bool { return len(s.keys("jit/")) == 2 })
 	eventually(t, "it looks for what is not used any more", func() bool { return s.count("List") > lists })
@@ -358,6 +361,31 @@ func TestPublisherBesideAnEngineWaits(t *testing.T) {
 	wantCode(t, out, ExitOK, "Completed")
 	if !strings.Contains(out.last, "Published 8 files") {
 		t.Errorf("message %s", out.last)
+	}
+}
+
+// TestStillnessBeginsAnewWithEachChange looks at trees at chosen times.
+func TestStillnessBeginsAnewWithEachChange(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	s := stillness{idle: 10 * time.Second}
+	for i, look := range []struct {
+		at   time.Duration
+		seen jitcache.Activity
+		want bool
+	}{
+		{at: 0},
+		{at: time.Hour},
+		{at: time.Hour + time.Second, seen: jitcache.Activity{Files: 1, Bytes: 5, Newest: start}},
+		{at: time.Hour + 10*time.Second, seen: jitcache.Activity{Files: 1, Bytes: 5, Newest: start}},
+		{at: time.Hour + 11*time.Second, seen: jitcache.Activity{Files: 1, Bytes: 6, Newest: start}},
+		{at: time.Hour + 20*time.Second, seen: jitcache.Activity{Files: 1, Bytes: 6, Newest: start.Add(1)}},
+		{at: time.Hour + 29*time.Second, seen: jitcache.Activity{Files: 1, Bytes: 6, Newest: start.Add(1)}},
+		{at: time.Hour + 30*time.Second, seen: jitcache.Activity{Files: 1, Bytes: 6, Newest: start.Add(1)}, want: true},
+		{at: time.Hour + 99*time.Second},
+	} {
+		if got := s.long(start.Add(look.at), look.seen); got != look.want {
+			t.Errorf("look %d: still for long is %t, want %t", i, got, look.want)
+		}
 	}
 }
 

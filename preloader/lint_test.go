@@ -139,7 +139,7 @@ func TestLintOutlastsPassingTrouble(t *testing.T) {
 			}
 			s.faults(decide)
 			dir := t.TempDir()
-			out := run(t, with(serverSettings(s), quick), "s3://models/m", dir)
+			out := run(t, with(serverSettings(s), settings{"PRELOADER_STALL": "0.5"}), "s3://models/m", dir)
 			wantCode(t, out, ExitOK, "Completed")
 			wantTree(t, dir, want)
 		})

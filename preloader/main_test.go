@@ -130,8 +130,14 @@ func start(t *testing.T, env settings, args ...string) *program {
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = p.Process.Kill() })
+	t.Cleanup(p.end)
 	return p
+}
+
+// end ends it, if it has not ended, and waits until it writes nothing more.
+func (p *program) end() {
+	_ = p.Process.Kill()
+	_ = p.Wait()
 }
 
 // command prepares the preloader's process.
@@ -155,7 +161,7 @@ func (p *program) outcome(t *testing.T) outcome {
 // eventually waits for a condition that another process or goroutine brings about.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if holds() {
 			return
 		}

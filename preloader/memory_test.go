@@ -46,9 +46,8 @@ func newMemoryGroup(t *testing.T, limit int64) memoryGroup {
 		t.Skipf("this machine does not let tests make control groups: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := os.Remove(g.dir); err != nil {
-			t.Error(err)
-		}
+		// The kernel takes a process out of its group a moment after it has told of its end.
+		eventually(t, "the control group can be removed", func() bool { return os.Remove(g.dir) == nil })
 	})
 	if err := os.WriteFile(filepath.Join(g.dir, name), []byte(strconv.FormatInt(limit, 10)), 0o600); err != nil {
 		t.Skipf("this machine does not limit memory by control group: %v", err)

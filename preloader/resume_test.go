@@ -56,7 +56,12 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 			for k, v := range want {
 				s.put("m/"+k, v)
 			}
-			s.faults(slowly)
+			// The end of each stays away, so that the first run cannot be done before it is killed.
+			s.faults(func(a asked) fault {
+				f := slowly(a)
+				f.stall = a.op == "Get" && a.off >= 32*mebibyte
+				return f
+			})
 			dir := t.TempDir()
 			env := with(serverSettings(s), settings{"PRELOADER_CONNS": "2"})
 			first := start(t, env, "s3://models/m", dir)
@@ -74,6 +79,7 @@ func TestPullGoesOnAfterKill(t *testing.T) {
 				safe += f
 			}
 			wantNothingPartial(t, dir, want)
+			s.faults(slowly)
 			out := start(t, env, "s3://models/m", dir).outcome(t)
 			wantCode(t, out, ExitOK, "Completed")
 			wantTree(t, dir, want)

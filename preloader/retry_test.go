@@ -29,7 +29,7 @@ func TestAListingThatStallsIsEnded(t *testing.T) {
 		store.Close()
 	})
 	out := run(t, with(serverSettings(&faultServer{Server: store}), settings{
-		"PRELOADER_STALL": "0.5", "S3_MAX_ATTEMPTS": "2", "S3_READ_TIMEOUT": "1",
+		"PRELOADER_STALL": "0.5", "S3_MAX_ATTEMPTS": "1", "S3_READ_TIMEOUT": "3",
 	}), "s3://models/m", t.TempDir())
 	wantCode(t, out, ExitUnavailable, "Stalled")
 }
@@ -48,7 +48,7 @@ func TestPartsAreAskedForWithoutASecondTurn(t *testing.T) {
 			}
 			dir := t.TempDir()
 			out := run(t, with(serverSettings(s), settings{
-				"PRELOADER_CONNS": conns, "PRELOADER_STALL": "5", "S3_MAX_ATTEMPTS": "1",
+				"PRELOADER_CONNS": conns, "S3_MAX_ATTEMPTS": "1",
 			}), "s3://models/m", dir)
 			wantCode(t, out, ExitOK, "Completed")
 			wantTree(t, dir, want)

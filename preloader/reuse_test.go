@@ -206,7 +206,8 @@ func TestPodsOfOneNodeFetchOnce(t *testing.T) {
 		}
 		return slowly(a)
 	})
-	env := with(serverSettings(s), settings{"PRELOADER_NODE_CACHE": t.TempDir(), "PRELOADER_CONNS": "2"})
+	// One connection, so that none is idle and asks anew for what comes slowly.
+	env := with(serverSettings(s), settings{"PRELOADER_NODE_CACHE": t.TempDir(), "PRELOADER_CONNS": "1"})
 	var pods []*program
 	var dirs []string
 	for range 3 {

@@ -132,6 +132,7 @@ func TestPullAsksForLessWhenToldTo(t *testing.T) {
 	}
 	var mu sync.Mutex
 	busy, refused, peakBefore, peakAfter := 0, 0, 0, 0
+	crowd := make(chan struct{}) // closes when more are there than the store wants
 	s.faults(func(a asked) fault {
 		if a.op != "Get" {
 			return fault{}
@@ -139,13 +140,19 @@ func TestPullAsksForLessWhenToldTo(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		busy++
+		if busy == 4 && refused == 0 {
+			close(crowd)
+		}
 		if refused == 0 {
 			peakBefore = max(peakBefore, busy)
 		}
 		if refused >= 8 { // as many as were under way when the first was refused
 			peakAfter = max(peakAfter, busy)
 		}
-		f := fault{pause: 5 * time.Millisecond, after: 0, done: func() {
+		// It is over before the answer is: whoever has the answer may well ask anew before this store knows that it is sent.
+		f := fault{before: func() {
+			<-crowd
+			time.Sleep(5 * time.Millisecond)
 			mu.Lock()
 			defer mu.Unlock()
 			busy--
