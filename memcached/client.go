@@ -45,6 +45,8 @@ type ClientOptions struct {
 type Client struct {
 	options ClientOptions
 	budget  *budget
+	// missed bounds what is remembered of changes that servers missed.
+	missed  *budget
 	connect func(addr string) (net.Conn, error)
 	route   atomic.Pointer[route]
 	// ringErrors counts the documents that Follow could not use.
@@ -81,6 +83,7 @@ func NewClient(ctx context.Context, options ClientOptions) *Client {
 	c := &Client{
 		options: options,
 		budget:  newBudget(options.MaxBufferedBytes),
+		missed:  newBudget(missedBytes),
 		connect: func(addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
 	}
 	c.route.Store(&route{ring: &Ring{}})
@@ -115,7 +118,7 @@ func (c *Client) SetRing(d *Document) error {
 		next.peers[i] = kept[s]
 		delete(kept, s)
 		for len(next.peers[i]) < c.options.ConnectionsPerServer {
-			next.peers[i] = append(next.peers[i], newPeer(s, c.options.Timeout, c.connect, c.options.Logger))
+			next.peers[i] = append(next.peers[i], newPeer(s, c))
 		}
 	}
 	c.route.Store(next)

@@ -30,6 +30,9 @@ const (
 
 	// maxNameBytes is the longest DNS name with a port behind it.
 	maxNameBytes = 253 + len(":65535")
+
+	// maxIdentityBytes is the longest inter that memcached tells of without cutting it.
+	maxIdentityBytes = 126
 )
 
 // Document publishes a ring to those who read and write through it. Its JSON form is the content of the key ring.json
@@ -52,6 +55,10 @@ type Server struct {
 	Name string `json:"name"`
 	// Address is where the server listens now, "host:port"; empty means that Name is dialled.
 	Address string `json:"address,omitempty"`
+	// Identity is what the server's `stats settings` give as inter: the addresses that its -l names, in the words in
+	// which it does. Whoever else is found at the address is not asked, since an address may have been given to another
+	// cache by the time that it is dialled. Empty means that anyone will do.
+	Identity string `json:"identity,omitempty"`
 }
 
 // DialAddress returns the "host:port" to dial.
@@ -152,6 +159,10 @@ func validateServers(servers []Server) error {
 			if err := validateHostPort(s.Address); err != nil {
 				return fmt.Errorf("servers[%d].address: %w", i, err)
 			}
+		}
+		if len(s.Identity) > maxIdentityBytes || !isGraphic(s.Identity) {
+			return fmt.Errorf("servers[%d].identity: %q is not 0 to %d visible ASCII characters", i,
+				s.Identity, maxIdentityBytes)
 		}
 		if j, ok := index[s.ringName()]; ok {
 			return fmt.Errorf("servers[%d].name: %q is the name of servers[%d] too; names must differ", i, s.Name, j)

@@ -102,6 +102,10 @@ func TestParseDocumentNamesTheFieldAtFault(t *testing.T) {
 			`{"hash":"KetamaMD5","servers":[{"name":"a"},{"name":"b","address":"10.0.0.1"}]}`, "servers[1].address",
 		},
 		"address without a host": {`{"hash":"KetamaMD5","servers":[{"name":"a","address":":11211"}]}`, "servers[0].address"},
+		"identity too long": {
+			`{"hash":"KetamaMD5","servers":[{"name":"a","identity":"` + strings.Repeat("a", 127) + `"}]}`, "servers[0].identity",
+		},
+		"identity with a space": {`{"hash":"KetamaMD5","servers":[{"name":"a","identity":"a b"}]}`, "servers[0].identity"},
 		"one name twice": {
 			`{"hash":"KetamaMD5","servers":[{"name":"a"},{"name":"b"},{"name":"a:11211"}]}`, "servers[2].name",
 		},
@@ -135,10 +139,10 @@ func TestServerDialAddress(t *testing.T) {
 		server Server
 		want   string
 	}{
-		"address given":         {Server{"a.svc", "10.0.0.1:4000"}, "10.0.0.1:4000"},
-		"name on its own":       {Server{"a.svc", ""}, "a.svc:11211"},
-		"name with a port":      {Server{"a.svc:22001", ""}, "a.svc:22001"},
-		"IPv6 name with a port": {Server{"[::1]:22001", ""}, "[::1]:22001"},
+		"address given":         {Server{Name: "a.svc", Address: "10.0.0.1:4000"}, "10.0.0.1:4000"},
+		"name on its own":       {Server{Name: "a.svc"}, "a.svc:11211"},
+		"name with a port":      {Server{Name: "a.svc:22001"}, "a.svc:22001"},
+		"IPv6 name with a port": {Server{Name: "[::1]:22001"}, "[::1]:22001"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -126,12 +126,11 @@ func (l *link) write(out []byte) bool {
 
 // run dials, hands out answers until the connection ends, and tells the peer why it did.
 func (l *link) run() {
-	conn, err := l.peer.dial()
-	if err != nil {
-		l.fail(&serverError{reasonConnect, err})
-	} else {
-		l.fail(l.serve(conn))
+	conn, failed := l.peer.dial()
+	if failed == nil {
+		failed = l.serve(conn)
 	}
+	l.fail(failed)
 	l.mu.Lock()
 	calls := make([]*call, 0, l.count)
 	for l.count > 0 {
@@ -139,7 +138,7 @@ func (l *link) run() {
 	}
 	l.mu.Unlock()
 	// The first error stands, and no call follows it.
-	l.peer.linkEnded(l, l.err)
+	l.peer.linkEnded(l, calls, l.err)
 	for _, c := range calls {
 		c.complete(l.err)
 	}
@@ -165,14 +164,12 @@ func (l *link) serve(conn net.Conn) *serverError {
 		if c == nil {
 			return &serverError{reasonProtocol, errUnsolicited}
 		}
-		failed := answerFailure(c.readReply(r))
+		if failed := answerFailure(c.readReply(r)); failed != nil {
+			return failed
+		}
 		l.mu.Lock()
 		l.pop()
 		l.mu.Unlock()
-		if failed != nil {
-			c.complete(failed)
-			return failed
-		}
 		if c.complete(nil) {
 			l.peer.succeeded()
 		}

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// dialTimeout bounds the set-up of a connection: one lost SYN and its repetition.
+	// dialTimeout bounds the set-up of a connection, one lost SYN and its repetition, and then the question who is there.
 	dialTimeout = 1500 * time.Millisecond
 	// maxTimeouts is how many calls in a row may time out before the server counts as down.
 	maxTimeouts = 3
@@ -41,10 +41,12 @@ const (
 	reasonBusy
 	// reasonDown is a call that was not tried, because the server counts as down.
 	reasonDown
+	// reasonForeign is a connection that reached somebody else.
+	reasonForeign
 	failures
 )
 
-var failureNames = [failures]string{"connect", "connection", "protocol", "timeout", "busy", "down"}
+var failureNames = [failures]string{"connect", "connection", "protocol", "timeout", "busy", "down", "foreign"}
 
 func (f failure) String() string {
 	return failureNames[f]
@@ -86,7 +88,7 @@ func answerFailure(err error) *serverError {
 
 // peer is one server, reached over one connection. It is down from the moment that the connection ends, or that calls
 // time out one after another, until a probe is answered in time; meanwhile calls fail at once, so that a dead server
-// costs its callers nothing.
+// costs its callers nothing. Before it is asked again it deletes what it was to change meanwhile and did not.
 type peer struct {
 	server  Server
 	timeout time.Duration
@@ -105,10 +107,16 @@ type peer struct {
 	down    bool
 	backoff time.Duration
 	upSince time.Time
+	missed  missed
+	// mending is set while mendSoon is at work.
+	mending bool
 }
 
-func newPeer(s Server, timeout time.Duration, connect func(string) (net.Conn, error), log *slog.Logger) *peer {
-	p := &peer{server: s, timeout: timeout, connect: connect, log: log, closed: make(chan struct{})}
+func newPeer(s Server, c *Client) *peer {
+	p := &peer{
+		server: s, timeout: c.options.Timeout, connect: c.connect, log: c.options.Logger, closed: make(chan struct{}),
+		missed: missed{budget: c.missed},
+	}
 	// Connecting before the first request, so that it does not have to wait for it.
 	p.current()
 	return p
@@ -117,13 +125,17 @@ func newPeer(s Server, timeout time.Duration, connect func(string) (net.Conn, er
 // submit enqueues the call and returns the link to flush. After an error, the call is still the caller's.
 func (p *peer) submit(c *call, now time.Time) (*link, *serverError) {
 	p.mu.Lock()
-	down := p.down
 	l := p.link
-	p.mu.Unlock()
-	if down || l == nil {
+	if p.down || l == nil {
+		p.note(c)
+		p.mu.Unlock()
 		return nil, errDown
 	}
+	p.mu.Unlock()
 	err := l.enqueue(c, now)
+	if err != nil {
+		p.miss(c)
+	}
 	return l, err
 }
 
@@ -138,14 +150,39 @@ func (p *peer) current() *link {
 	return p.link
 }
 
-func (p *peer) dial() (net.Conn, error) {
-	return p.connect(p.server.DialAddress())
+// dial connects to the server, and hangs up on anybody else.
+func (p *peer) dial() (net.Conn, *serverError) {
+	conn, err := p.connect(p.server.DialAddress())
+	if err != nil {
+		return nil, &serverError{reasonConnect, err}
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		// What was given up must not be delivered when the network has recovered, over what followed it.
+		_ = tcp.SetLinger(0)
+	}
+	if err = conn.SetDeadline(time.Now().Add(dialTimeout)); err == nil {
+		err = identify(conn, p.server.Identity)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err == nil {
+		return conn, nil
+	}
+	_ = conn.Close()
+	if errors.Is(err, errForeign) {
+		return nil, &serverError{reasonForeign, err}
+	}
+	return nil, &serverError{reasonConnect, err}
 }
 
-// linkEnded takes note of the end of a link.
-func (p *peer) linkEnded(l *link, err *serverError) {
+// linkEnded takes note of the end of a link and of the calls that it has not answered.
+func (p *peer) linkEnded(l *link, calls []*call, err *serverError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for _, c := range calls {
+		p.note(c)
+	}
 	if p.link == l {
 		p.link = nil
 	}
@@ -202,19 +239,6 @@ func (p *peer) probe(since time.Time, err *serverError) {
 	}
 }
 
-// recover lets calls through again, unless the connection that was probed has ended meanwhile.
-func (p *peer) recover() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.link == nil {
-		return false
-	}
-	p.inARow.Store(0)
-	p.down = false
-	p.upSince = time.Now()
-	return true
-}
-
 // answers reports whether the server answers one call in time.
 func (p *peer) answers() bool {
 	l := p.current()
@@ -265,6 +289,7 @@ func (p *peer) close() {
 	if !p.isClosed() {
 		close(p.closed)
 	}
+	p.missed.forget()
 	l := p.link
 	p.mu.Unlock()
 	if l != nil {

@@ -34,6 +34,8 @@ var statusWords = [commands][][]byte{
 	cmdTouch:  {[]byte("TOUCHED"), wordNotFound},
 	cmdIncr:   {wordNotFound},
 	cmdDecr:   {wordNotFound},
+
+	cmdFlushAll: {[]byte(lineOK)},
 }
 
 var storeWords = [][]byte{[]byte("STORED"), []byte("NOT_STORED"), []byte("EXISTS"), wordNotFound}

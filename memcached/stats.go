@@ -83,24 +83,62 @@ func ReadStats(ctx context.Context, addr string) (Stats, error) {
 	return s, nil
 }
 
-// Empty has the server at addr ("host:port") forget all its items, over a connection of its own. It gives up when the
-// context ends and after 5 seconds at the latest.
-func Empty(ctx context.Context, addr string) error {
-	err := scrape(ctx, addr, "flush_all\r\n", func(r *bufio.Reader) error {
-		line, err := readLine(r)
+// Empty has the server forget all its items, over a connection of its own. Whoever else is found at the server's address
+// keeps theirs, and that is an error. It gives up when the context ends and after 5 seconds at the latest.
+func Empty(ctx context.Context, s Server) error {
+	err := talkTo(ctx, s.DialAddress(), func(conn net.Conn) error {
+		if err := identify(conn, s.Identity); err != nil {
+			return err
+		}
+		if _, err := conn.Write([]byte("flush_all\r\n")); err != nil {
+			return err
+		}
+		line, err := readLine(bufio.NewReader(conn))
 		if err == nil && string(line) != lineOK {
 			err = unexpectedLine(line)
 		}
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("emptying %s: %w", addr, err)
+		return fmt.Errorf("emptying %s at %s: %w", s.Name, s.DialAddress(), err)
+	}
+	return nil
+}
+
+// errForeign is a server that is not the one which the ring names.
+var errForeign = errors.New("another server has the address")
+
+// identify asks who is at the other end of a new connection, on which nothing else may be under way; nil when it is
+// whoever has the identity, and always for an empty one.
+func identify(conn net.Conn, identity string) error {
+	if identity == "" {
+		return nil
+	}
+	if _, err := conn.Write([]byte("stats settings\r\n")); err != nil {
+		return err
+	}
+	settings, err := readStatLines(bufio.NewReader(conn))
+	if err != nil {
+		return err
+	}
+	if inter := settings["inter"]; inter != identity {
+		return fmt.Errorf("%w: it listens as %.126q and not as %q", errForeign, inter, identity)
 	}
 	return nil
 }
 
 // scrape sends the commands over a new connection and has read take the answer.
 func scrape(ctx context.Context, addr, commands string, read func(*bufio.Reader) error) error {
+	return talkTo(ctx, addr, func(conn net.Conn) error {
+		if _, err := conn.Write([]byte(commands)); err != nil {
+			return err
+		}
+		return read(bufio.NewReader(conn))
+	})
+}
+
+// talkTo has talk use a new connection, which it closes.
+func talkTo(ctx context.Context, addr string, talk func(net.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
@@ -111,10 +149,7 @@ func scrape(ctx context.Context, addr, commands string, read func(*bufio.Reader)
 	// Closing is what ends a read or a write when the context is cancelled without a deadline.
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	_, err = conn.Write([]byte(commands))
-	if err == nil {
-		err = read(bufio.NewReader(conn))
-	}
+	err = talk(conn)
 	if ctx.Err() != nil {
 		return errors.Join(ctx.Err(), err)
 	}

@@ -74,6 +74,39 @@ func TestFormerLeaderPutsNothingBack(t *testing.T) {
 	})
 }
 
+// TestFormerLeaderPutsNoSharesBack: the same for the share of a revision, which goes back at a person's word, and by itself
+// when the canary fails.
+func TestFormerLeaderPutsNoSharesBack(t *testing.T) {
+	for what, back := range map[string]faults.Step{"a person": percent(0), "its pods": fraudPods("b", 0)} {
+		t.Run(what, func(t *testing.T) {
+			w := soleWorld(t)
+			successor := newReconciler(w.Client, w)
+			do(t, w, fraud("a", ""), fraudPods("a", 2), shares(), percent(10))
+			settleShares(t, w, successor)
+			do(t, w, fraud("b", `,"canaryTrafficPercent":0`), fraudPods("b", 1))
+			settleShares(t, w, successor)
+			wantShares(t, w, "a=90 b=10 ", "10")
+			do(t, w, percent(60))
+			slept := false
+			former := newReconciler(asleep(w, sync.OnceFunc(func() {
+				slept = true
+				do(t, w, back)
+				settleShares(t, w, successor)
+				wantShares(t, w, "a=100 ", "0")
+			})), w)
+			_, err := former.Reconcile(t.Context(), reconcile.Request{
+				NamespacedName: client.ObjectKey{Namespace: w.Namespace, Name: name},
+			})
+			t.Logf("the former leader: %v", err)
+			if !slept {
+				t.Fatal("the former leader had nothing to write")
+			}
+			do(t, w, kserveShares)
+			wantShares(t, w, "a=100 ", "0")
+		})
+	}
+}
+
 // TestRouteThatChangedMeanwhile: what is still due is written all the same, without another reconcile.
 func TestRouteThatChangedMeanwhile(t *testing.T) {
 	everyRoute(t, func(t *testing.T, p provided, route madeRoute) {

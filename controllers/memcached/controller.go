@@ -59,8 +59,8 @@ type Reconciler struct {
 // StatsReader reads the statistics of the memcached server at host:port.
 type StatsReader func(ctx context.Context, address string) (mc.Stats, error)
 
-// Emptier has the memcached at an address forget all its items.
-type Emptier func(ctx context.Context, address string) error
+// Emptier has a memcached forget all its items, and nobody else who may have its address by now.
+type Emptier func(ctx context.Context, server mc.Server) error
 
 // New returns a Reconciler that runs image where a Memcached names none, and asks instances by stats. It reads through c,
 // which may be a cache of Outrigger's objects, and through live, which must not be one, where c finds nothing.
@@ -102,7 +102,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, m *v1alpha1.Memcached) (reco
 	}
 	now := r.clock.Now()
 	p := planFor(m, seen, now)
-	if seen.full = r.emptyAll(ctx, p, seen); len(seen.full) > 0 {
+	if seen.full = r.emptyAll(ctx, m, p, seen); len(seen.full) > 0 {
 		p = planFor(m, seen, now)
 	}
 	err = r.apply(ctx, m, p)
@@ -200,12 +200,14 @@ func (r *Reconciler) apply(ctx context.Context, m *v1alpha1.Memcached, p plan) e
 
 // emptyAll empties the instances that come back into the ring, and returns those that it could not: nobody may read what
 // they were told when they were in it last, since it may have been changed elsewhere since.
-func (r *Reconciler) emptyAll(ctx context.Context, p plan, seen observed) map[int32]bool {
+func (r *Reconciler) emptyAll(
+	ctx context.Context, m *v1alpha1.Memcached, p plan, seen observed,
+) map[int32]bool {
 	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 	defer cancel()
 	full := map[int32]bool{}
 	for _, ordinal := range p.toEmpty {
-		if r.empty(ctx, dialAddress(seen.instances[ordinal].ip)) != nil {
+		if r.empty(ctx, serverOf(m, ordinal, seen.instances[ordinal].ip)) != nil {
 			full[ordinal] = true
 		}
 	}

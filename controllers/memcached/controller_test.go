@@ -50,6 +50,8 @@ func TestFaults(t *testing.T) {
 		Forget: func(text string) string {
 			// How often the ring changed on the way there, and what the conditions said of times.
 			text = regexp.MustCompile(`\\?"epoch\\?": \d+`).ReplaceAllString(text, `"epoch": N`)
+			// Who the cache is.
+			text = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`).ReplaceAllString(text, "UID")
 			// Which standby instances were in the ring before.
 			return regexp.MustCompile(`("outrigger.serverless.xyz/former-servers": )"[^"]*"`).ReplaceAllString(text, `$1"F"`)
 		},
@@ -392,5 +394,13 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// wantServers wants so many servers in the published ring.
+func wantServers(t *testing.T, w *faults.World, want int) {
+	t.Helper()
+	if got := len(ring(t, w).Servers); got != want {
+		t.Fatalf("%d servers in the ring, want %d", got, want)
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/apply"
+	mc "serverless.xyz/outrigger/memcached"
 )
 
 // memcachedPort is the port of every instance. It must stay 11211, which ketama leaves out of server names.
@@ -52,6 +53,20 @@ func instanceName(m *v1alpha1.Memcached, ordinal int32) string {
 // slot.
 func serverName(m *v1alpha1.Memcached, ordinal int32) string {
 	return instanceName(m, ordinal) + "." + m.Name + "." + m.Namespace + ".svc"
+}
+
+// identityOf returns what tells an instance from all others, and is proven by what the instance says of its -l.
+func identityOf(m *v1alpha1.Memcached, ordinal int32) string {
+	return instanceName(m, ordinal) + "," + string(m.UID)
+}
+
+// serverOf returns an instance with the given address, "" for an unknown one, as a ring names it.
+func serverOf(m *v1alpha1.Memcached, ordinal int32, ip string) mc.Server {
+	server := mc.Server{Name: serverName(m, ordinal), Identity: identityOf(m, ordinal)}
+	if ip != "" {
+		server.Address = dialAddress(ip)
+	}
+	return server
 }
 
 func dialAddress(ip string) string {
@@ -116,6 +131,7 @@ func podSpec(m *v1alpha1.Memcached, image string) *corev1ac.PodSpecApplyConfigur
 		WithTerminationGracePeriodSeconds(5).
 		WithAutomountServiceAccountToken(false).
 		WithEnableServiceLinks(false).
+		WithHostAliases(corev1ac.HostAlias().WithIP("127.0.0.1").WithHostnames(string(m.UID))).
 		WithSecurityContext(corev1ac.PodSecurityContext().
 			WithRunAsNonRoot(true).
 			WithRunAsUser(memcachedUser).
@@ -132,8 +148,8 @@ func container(m *v1alpha1.Memcached, image string) *corev1ac.ContainerApplyConf
 		WithName("memcached").
 		WithImage(image).
 		WithArgs(arguments(m)...).
-		WithEnv(corev1ac.EnvVar().WithName("POD_IP").WithValueFrom(corev1ac.EnvVarSource().
-			WithFieldRef(corev1ac.ObjectFieldSelector().WithFieldPath("status.podIP")))).
+		WithEnv(corev1ac.EnvVar().WithName("POD_NAME").WithValueFrom(corev1ac.EnvVarSource().
+			WithFieldRef(corev1ac.ObjectFieldSelector().WithFieldPath("metadata.name")))).
 		WithPorts(corev1ac.ContainerPort().
 			WithName("memcached").WithProtocol(corev1.ProtocolTCP).WithContainerPort(memcachedPort)).
 		WithReadinessProbe(corev1ac.Probe().
@@ -150,9 +166,12 @@ func container(m *v1alpha1.Memcached, image string) *corev1ac.ContainerApplyConf
 // arguments returns memcached's arguments. UDP stays off, as memcached has it by default since 1.5.6.
 func arguments(m *v1alpha1.Memcached) []string {
 	return []string{
-		// Named addresses, because memcached counts listening sockets among its connections and tells only then how many
-		// there are. The brackets make room for IPv6. Loopback serves `kubectl port-forward`.
-		"--listen=[$(POD_IP)],127.0.0.1",
+		// memcached repeats these words in its settings, where sidecars and the manager see whether they have reached this
+		// instance, or whoever was given its address later: see identityOf. In the pod's hosts file the first stands for
+		// its address and the second, by hostAliases, for loopback, which serves `kubectl port-forward`. memcached counts
+		// listening sockets among its connections and tells how many there are only of named ones, which is one too
+		// few on nodes with IPv4 and IPv6.
+		"--listen=$(POD_NAME)," + string(m.UID),
 		"--port=" + strconv.Itoa(memcachedPort),
 		"--memory-limit=" + strconv.FormatInt(m.Spec.Instance.Memory.Value()/mebibyte, 10),
 		"--threads=" + strconv.Itoa(int(m.Spec.Instance.Threads)),

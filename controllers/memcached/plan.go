@@ -225,13 +225,13 @@ func nextRing(m *v1alpha1.Memcached, seen observed, members []int32, now time.Ti
 	}
 	kept := 0
 	for _, ordinal := range members {
-		server := mc.Server{Name: serverName(m, ordinal)}
+		server := serverOf(m, ordinal, seen.instances[ordinal].ip)
 		address, was := addresses[server.Name]
-		if server.Address = address; was {
+		if was {
 			kept++
 		}
-		if ip := seen.instances[ordinal].ip; ip != "" {
-			server.Address = dialAddress(ip)
+		if server.Address == "" {
+			server.Address = address
 		}
 		next.document.Servers = append(next.document.Servers, server)
 	}
