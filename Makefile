@@ -5,6 +5,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
+# Tests, lint and programs compile with the same settings, so that each dependency is compiled once.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath $(GOFLAGS)
+
 BIN := bin
 GO ?= go
 TOOL := $(GO) tool -modfile=go.tools.mod
@@ -30,7 +34,7 @@ test: deps ## Run all tests that need no root and no pods.
 
 .PHONY: race
 race: ## Run the preloader's tests under the race detector, some campaigns shorter. Takes some seven minutes.
-	$(GO) test -race -short -timeout 30m ./preloader/...
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 30m ./preloader/...
 
 FUZZ ?= preloader memcached routing samples
 FUZZTIME ?= 60s
@@ -87,7 +91,7 @@ generate: ## Generate deep copies, apply configurations, definitions, RBAC rules
 
 .PHONY: build
 build: ## Build the programs into bin/. PROGRAMS=preloader builds that one alone.
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
+	$(GO) build -ldflags "-s -w" -o $(BIN)/ $(PROGRAMS:%=./cmd/%)
 
 .PHONY: images
 images: build ## Build image archives into bin/, to import with `ctr images import` or `docker load`.

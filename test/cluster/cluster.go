@@ -33,6 +33,8 @@ type Cluster struct {
 	Client client.WithWatch
 	// HTTP reaches addresses of pods and Services.
 	HTTP *http.Client
+	// Root is the folder of the repository.
+	Root string
 
 	progress io.Writer
 }
@@ -40,7 +42,11 @@ type Cluster struct {
 // Start builds images and a cluster with two GPUs of the name nvidia.com/gpu, which stand for nothing, and installs
 // Outrigger from config/default.
 func Start(ctx context.Context, progress io.Writer) (*Cluster, error) {
-	archives, err := BuildImages(ctx, filepath.Join(Root(), "bin"))
+	root, err := testbed.Root()
+	if err != nil {
+		return nil, err
+	}
+	archives, err := BuildImages(ctx, filepath.Join(root, "bin"))
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +58,7 @@ func Start(ctx context.Context, progress io.Writer) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting the testbed: %w", err)
 	}
-	c := &Cluster{Testbed: tb, HTTP: &http.Client{Timeout: 10 * time.Second}, progress: progress}
+	c := &Cluster{Testbed: tb, HTTP: &http.Client{Timeout: 10 * time.Second}, Root: root, progress: progress}
 	if err := c.install(ctx, archives); err != nil {
 		_ = tb.Stop()
 		return nil, err
@@ -76,7 +82,7 @@ func (c *Cluster) install(ctx context.Context, archives []string) error {
 	if err := c.LoadImage(ctx, archives...); err != nil {
 		return err
 	}
-	if _, err := c.KubectlRun(ctx, "apply", "--server-side", "-k", filepath.Join(Root(), "config/default")); err != nil {
+	if _, err := c.KubectlRun(ctx, "apply", "--server-side", "-k", filepath.Join(c.Root, "config/default")); err != nil {
 		return err
 	}
 	_, err = c.KubectlRun(ctx, "-n", "outrigger-system", "rollout", "status", "deployment/outrigger-manager", "--timeout=120s")
@@ -96,7 +102,7 @@ func (c *Cluster) KubectlRun(ctx context.Context, args ...string) (string, error
 
 // ApplySample applies a file of samples/ in a namespace, with $NAME in it replaced from values.
 func (c *Cluster) ApplySample(ctx context.Context, namespace, file string, values map[string]string) error {
-	raw, err := os.ReadFile(filepath.Join(Root(), "samples", file))
+	raw, err := os.ReadFile(filepath.Join(c.Root, "samples", file))
 	if err != nil {
 		return fmt.Errorf("reading a sample: %w", err)
 	}
@@ -122,7 +128,7 @@ func (c *Cluster) Namespace(ctx context.Context, name string) error {
 		return err
 	}
 	// Braces of the runtime's templates are no variables of ours.
-	return c.ApplyTo(ctx, name, filepath.Join(Root(), "samples/runtime.yaml"))
+	return c.ApplyTo(ctx, name, filepath.Join(c.Root, "samples/runtime.yaml"))
 }
 
 // ApplyTo applies a file in a namespace.

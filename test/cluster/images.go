@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sync/errgroup"
 
@@ -105,17 +104,15 @@ func buildPrograms(ctx context.Context, dir string) error {
 			args = append(args, pkg)
 		}
 	}
+	root, err := testbed.Root()
+	if err != nil {
+		return err
+	}
 	build := exec.CommandContext(ctx, "go", args...)
-	build.Dir = Root()
+	build.Dir = root
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("building programs: %w\n%s", err, out)
 	}
 	return nil
-}
-
-// Root returns the folder of the repository.
-func Root() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "../..")
 }

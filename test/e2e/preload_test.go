@@ -71,7 +71,7 @@ func TestPreloaderGoesOnWhereItWasKilled(t *testing.T) {
 	must(t, shared.ApplySample(t.Context(), ns, "s3-secret.yaml", map[string]string{
 		"S3_ENDPOINT": store.url, "S3_ACCESS_KEY": access, "S3_SECRET_KEY": secret,
 	}))
-	containers := filepath.Join(cluster.Root(), "config/storagecontainer")
+	containers := filepath.Join(shared.Root, "config/storagecontainer")
 	_, err = shared.KubectlRun(t.Context(), "apply", "-k", containers)
 	must(t, err)
 	t.Cleanup(func() {

@@ -29,7 +29,7 @@ type builder struct {
 }
 
 func newBuilder(progress io.Writer) (*builder, error) {
-	root, err := sourceRoot()
+	root, err := Root()
 	if err != nil {
 		return nil, err
 	}

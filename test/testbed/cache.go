@@ -36,9 +36,9 @@ func cacheDir() (string, error) {
 	return root, nil
 }
 
-// sourceRoot returns the root of this repository: OUTRIGGER_ROOT, or the nearest folder at or above the working
+// Root returns the root of this repository: OUTRIGGER_ROOT, or the nearest folder at or above the working
 // directory whose go.mod is this module's. Tests run in their package's folder, so theirs is found.
-func sourceRoot() (string, error) {
+func Root() (string, error) {
 	if root := os.Getenv("OUTRIGGER_ROOT"); root != "" {
 		return root, nil
 	}

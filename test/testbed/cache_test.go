@@ -35,17 +35,17 @@ func TestLockFileWaitsUntilCancelled(t *testing.T) {
 	}
 }
 
-func TestSourceRoot(t *testing.T) {
-	root, err := sourceRoot()
+func TestRoot(t *testing.T) {
+	root, err := Root()
 	if err != nil || moduleOf(filepath.Join(root, "go.mod")) != modulePath {
 		t.Errorf("root %q, error %v", root, err)
 	}
 	t.Chdir(t.TempDir())
-	if _, err := sourceRoot(); err == nil || !strings.Contains(err.Error(), "OUTRIGGER_ROOT") {
+	if _, err := Root(); err == nil || !strings.Contains(err.Error(), "OUTRIGGER_ROOT") {
 		t.Errorf("error %v, want it to name OUTRIGGER_ROOT", err)
 	}
 	t.Setenv("OUTRIGGER_ROOT", root)
-	if got, err := sourceRoot(); err != nil || got != root {
+	if got, err := Root(); err != nil || got != root {
 		t.Errorf("root %q, error %v, want %q", got, err, root)
 	}
 }

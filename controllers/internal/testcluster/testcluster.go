@@ -7,7 +7,6 @@ package testcluster
 import (
 	"context"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 
@@ -110,10 +109,15 @@ func (c *Cluster) Namespace(t testing.TB) string {
 	return ns.Name
 }
 
+// root is found from the folder that the tests began in, which they may leave.
+var root, errRoot = testbed.Root()
+
 // Root returns the folder of the repository.
 func Root() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "../../..")
+	if errRoot != nil {
+		panic(errRoot)
+	}
+	return root
 }
 
 // ModuleDir returns the folder of a module that the repository requires.
