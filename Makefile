@@ -30,7 +30,7 @@ demo: deps-node build ## Run the whole job on a real cluster on this machine, as
 
 .PHONY: test
 test: deps ## Run all tests that need no root and no pods.
-	$(GO) test -timeout 30m ./...
+	$(GO) test -timeout 90m ./...
 
 .PHONY: race
 race: ## Run the preloader's tests under the race detector, some campaigns shorter. Takes some seven minutes.
@@ -46,8 +46,8 @@ fuzz: ## Fuzz every parser, each for FUZZTIME (60s), below the folders FUZZ="pre
 
 .PHONY: e2e
 e2e: deps-node build ## Run the tests that need real pods. Needs root.
-	$(GO) test -tags e2e -count 1 -timeout 20m ./test/e2e
-	$(GO) test -tags e2e -count 1 -timeout 20m -run 'Node|Pod' ./test/testbed
+	$(GO) test -tags e2e -count 1 -timeout 60m ./test/e2e
+	$(GO) test -tags e2e -count 1 -timeout 60m -run 'Node|Pod' ./test/testbed
 
 .PHONY: bench
 bench: ## Run the benchmarks of decisions and of the ring.

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -42,7 +43,7 @@ type runningManager struct {
 }
 
 // startManager runs the whole manager in this process, and has the API server call its webhook.
-func (b *bench) startManager(ctx context.Context, config *rest.Config, port int) (*runningManager, error) {
+func (b *bench) startManager(ctx context.Context, config *rest.Config, webhook netip.AddrPort) (*runningManager, error) {
 	counted := rest.CopyConfig(config)
 	counted.Wrap(func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -56,12 +57,13 @@ func (b *bench) startManager(ctx context.Context, config *rest.Config, port int)
 			return next.RoundTrip(r)
 		})
 	})
-	if err := b.register(ctx, port); err != nil {
+	if err := b.register(ctx, webhook); err != nil {
 		return nil, err
 	}
 	settings := sidecar.Settings{Preloader: "preloader:1", FeatureCache: "outrigger:1"}
 	mgr, err := controllers.NewManager(counted, controllers.Options{
-		Namespace: "default", WebhookHost: "127.0.0.1", WebhookPort: port, WebhookNames: []string{"127.0.0.1"},
+		Namespace: "default", WebhookHost: webhook.Addr().String(), WebhookPort: int(webhook.Port()),
+		WebhookNames:   []string{webhook.Addr().String()},
 		MetricsAddress: "0", ProbeAddress: "0", MemcachedImage: "memcached:1",
 		PreloaderImage: settings.Preloader, FeatureCacheImage: settings.FeatureCache,
 		ReadStats: func(context.Context, string) (memcached.Stats, error) { return memcached.Stats{}, nil },
@@ -87,7 +89,7 @@ func (b *bench) startManager(ctx context.Context, config *rest.Config, port int)
 }
 
 // register applies the project's own manifest, with an address in place of the Service.
-func (b *bench) register(ctx context.Context, port int) error {
+func (b *bench) register(ctx context.Context, webhook netip.AddrPort) error {
 	raw, err := os.ReadFile(filepath.Join(testcluster.Root(), "config/webhook/webhook.yaml"))
 	if err != nil {
 		return err
@@ -97,7 +99,7 @@ func (b *bench) register(ctx context.Context, port int) error {
 		return err
 	}
 	configuration.Webhooks[0].ClientConfig = admissionregistrationv1.WebhookClientConfig{
-		URL: new(fmt.Sprintf("https://127.0.0.1:%d%s", port, podwebhook.Path)),
+		URL: new(fmt.Sprintf("https://%s%s", webhook, podwebhook.Path)),
 	}
 	return b.client.Create(ctx, &configuration)
 }

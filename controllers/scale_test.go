@@ -84,7 +84,7 @@ func (b *bench) run(t *testing.T, out string) (err error) {
 		return err
 	}
 	before := heap()
-	manager, err := b.startManager(ctx, config, freePort(t))
+	manager, err := b.startManager(ctx, config, freeAddress())
 	if err != nil {
 		return err
 	}

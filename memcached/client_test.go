@@ -89,6 +89,7 @@ func TestClientExpiry(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			key := strings.ReplaceAll(name, " ", "_")
+			began := time.Now()
 			err := c.Set(t.Context(), key, []byte("x"), tc.expire)
 			if (err != nil) != tc.wantErr {
 				t.Fatalf("error = %v, want one: %v", err, tc.wantErr)
@@ -100,11 +101,12 @@ func TestClientExpiry(t *testing.T) {
 			var seconds, want int
 			_, _ = fmt.Sscanf(got, "HD t%d", &seconds)
 			_, _ = fmt.Sscanf(tc.wantSeconds, "t%d", &want)
-			// A second may end between the two commands.
-			if got == "EN" && want <= 1 {
+			// A second may end between the two commands, or more on a machine that stands still.
+			least := want - 1 - int(time.Since(began)/time.Second)
+			if got == "EN" && want == 1 {
 				return
 			}
-			if seconds != want && seconds != want-1 {
+			if seconds > want || seconds < least {
 				t.Errorf("time left = %q, want %s", got, tc.wantSeconds)
 			}
 		})
@@ -149,10 +151,15 @@ func TestClientObeysItsContext(t *testing.T) {
 
 // TestHastyCallerDisturbsNobody: that a server is too slow for one caller does not make it down for the others.
 func TestHastyCallerDisturbsNobody(t *testing.T) {
+	var busy sync.Mutex // held while the server does something else
+	idle := func() {
+		busy.Lock()
+		defer busy.Unlock()
+	}
 	addr := faultyServer(t, func(conn *net.TCPConn) {
 		lines := bufio.NewScanner(conn)
 		for lines.Scan() {
-			time.Sleep(10 * time.Millisecond)
+			idle()
 			answer := "VERSION 1.6.18\r\n"
 			if strings.HasPrefix(lines.Text(), "get ") {
 				answer = "VALUE k 0 1\r\nv\r\nEND\r\n"
@@ -165,6 +172,7 @@ func TestHastyCallerDisturbsNobody(t *testing.T) {
 	d := &Document{Hash: HashKetamaMD5, Servers: []Server{{Name: "cache-0.cache.ns.svc", Address: addr}}}
 	c := startClient(t, d, ClientOptions{})
 	eventually(t, "the server is up", func() bool { _, ok := c.Get(t.Context(), "k"); return ok })
+	busy.Lock()
 	for range 2 * maxTimeouts {
 		hasty, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		if _, ok := c.Get(hasty, "k"); ok {
@@ -172,6 +180,7 @@ func TestHastyCallerDisturbsNobody(t *testing.T) {
 		}
 		cancel()
 	}
+	busy.Unlock()
 	if _, ok := c.Get(t.Context(), "k"); !ok {
 		t.Error("a server that answers is down because some callers were in a hurry")
 	}
@@ -251,7 +260,7 @@ func TestFaultyServerIsAMiss(t *testing.T) {
 			d := documentOf(memcachedtest.Start(t))
 			d.Servers = append(d.Servers, Server{Name: "cache-1.cache.ns.svc", Address: faultyServer(t, serve)})
 			good, bad := keysOf(t, d, 0, 5), keysOf(t, d, 1, 5)
-			c := startClient(t, d, ClientOptions{Timeout: time.Second})
+			c := startClient(t, d, ClientOptions{Timeout: 3 * time.Second}) // the good server is never that slow
 			_, addr := startProxy(t, c, ProxyOptions{})
 			peer := c.route.Load().peers[1][0]
 
@@ -284,7 +293,7 @@ func TestFaultyServerIsAMiss(t *testing.T) {
 func TestLargeWritesToAFrozenServerDoNotBlock(t *testing.T) {
 	servers := memcachedtest.StartRing(t, 2)
 	d := documentOf(servers...)
-	c := startClient(t, d, ClientOptions{Timeout: time.Second})
+	c := startClient(t, d, ClientOptions{Timeout: 3 * time.Second}) // the good server is never that slow
 	good, bad := keysOf(t, d, 0, 1)[0], keysOf(t, d, 1, 1)[0]
 	eventually(t, "the good server answers", func() bool { return c.Set(t.Context(), good, []byte("x"), 0) == nil })
 	servers[1].Freeze()
@@ -328,8 +337,10 @@ func TestServerComesBack(t *testing.T) {
 			})
 			tc.up(server)
 			eventually(t, "the server counts as up", func() bool { return !c.route.Load().peers[0][0].isDown() })
-			if _, ok := c.Get(t.Context(), "a"); ok != tc.wantKept {
-				t.Errorf("value kept = %v, want %v", ok, tc.wantKept)
+			if tc.wantKept {
+				eventually(t, "the value is found again", func() bool { _, ok := c.Get(t.Context(), "a"); return ok })
+			} else if _, ok := c.Get(t.Context(), "a"); ok {
+				t.Error("a server that was killed kept its values")
 			}
 			eventually(t, "the server takes a value again", set)
 		})
@@ -339,23 +350,18 @@ func TestServerComesBack(t *testing.T) {
 // TestTooManyRequestsForOneServer fills the queue of a connection: what does not fit fails at once.
 func TestTooManyRequestsForOneServer(t *testing.T) {
 	server := memcachedtest.Start(t)
-	c := startClient(t, documentOf(server), ClientOptions{Timeout: 500 * time.Millisecond})
+	c := startClient(t, documentOf(server), ClientOptions{})
 	eventually(t, "the server takes a value", func() bool { return c.Set(t.Context(), "a", []byte("x"), 0) == nil })
 	peer := c.route.Load().peers[0][0]
 	server.Freeze()
 	var wait sync.WaitGroup
 	for range maxInFlight + 50 {
-		wait.Go(func() {
-			if _, ok := c.Get(t.Context(), "a"); ok {
-				t.Error("a frozen server answered")
-			}
-		})
+		wait.Go(func() { c.Get(t.Context(), "a") })
 	}
-	wait.Wait()
-	if peer.failed[reasonBusy].Load() == 0 {
-		t.Error("no request found the queue full")
-	}
+	// The others wait for the server much longer.
+	eventually(t, "what does not fit in the queue has failed", func() bool { return peer.failed[reasonBusy].Load() > 0 })
 	server.Thaw()
+	wait.Wait()
 	eventually(t, "the key is found again", func() bool {
 		_, ok := c.Get(t.Context(), "a")
 		return ok

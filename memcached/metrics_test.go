@@ -5,7 +5,6 @@ package memcached
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -17,7 +16,7 @@ func TestProxyMetrics(t *testing.T) {
 	dead := memcachedtest.Start(t)
 	d := documentOf(memcachedtest.Start(t), dead)
 	dead.Stop()
-	c := startClient(t, d, ClientOptions{Timeout: time.Second})
+	c := startClient(t, d, ClientOptions{})
 	p, addr := startProxy(t, c, ProxyOptions{})
 	good, bad := keysOf(t, d, 0, 2), keysOf(t, d, 1, 3)
 	peers := c.route.Load().peers

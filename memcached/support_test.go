@@ -16,7 +16,7 @@ import (
 )
 
 // patient is a timeout that only a server which never answers can exceed.
-const patient = 10 * time.Second
+const patient = time.Minute
 
 // documentOf lists real servers under the names of slots.
 func documentOf(servers ...*memcachedtest.Server) *Document {

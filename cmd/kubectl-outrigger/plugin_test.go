@@ -8,7 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,30 +34,39 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// within bounds how long a test waits for what takes milliseconds.
+const within = 3 * time.Minute
+
 // cluster is an API server with the kinds that rollouts need.
 type cluster struct {
 	bed    *testbed.Testbed
 	client client.Client
 }
 
+var definitions sync.Once
+
 func newCluster(t *testing.T) cluster {
 	t.Helper()
 	bed := testbed.Shared(t, testbed.API)
+	definitions.Do(func() { define(t, bed) })
+	c, err := client.New(bed.Config(), client.Options{Scheme: controllers.Scheme()})
+	must(t, err)
+	return cluster{bed: bed, client: c}
+}
+
+// define installs the kinds.
+func define(t *testing.T, bed *testbed.Testbed) {
+	t.Helper()
 	ctx := t.Context()
 	module := func(dir, name string) string {
 		found, err := testbed.ModuleDir(ctx, dir, name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		return found
 	}
 	kserve := module("../..", "github.com/kserve/kserve")
 	istio := module("../../test/testbed/modules/istio", "istio.io/istio")
 	must(t, bed.ApplyFiles(ctx, filepath.Join(istio, "manifests/charts/base/files/crd-all.gen.yaml")))
 	must(t, bed.InstallCRDs(ctx, "../../config/crd/bases", filepath.Join(kserve, "config/crd/full")))
-	c, err := client.New(bed.Config(), client.Options{Scheme: controllers.Scheme()})
-	must(t, err)
-	return cluster{bed: bed, client: c}
 }
 
 func must(t *testing.T, err error) {
@@ -70,12 +79,12 @@ func must(t *testing.T, err error) {
 // startOperator runs the manager until the test ends, or the returned function is called.
 func (c cluster) startOperator(t *testing.T) context.CancelFunc {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	port := listener.Addr().(*net.TCPAddr).Port
-	must(t, listener.Close())
+	// A loopback address that is this process's alone, and a port above those that the kernel gives away: nobody takes it
+	// before the webhook does.
+	pid := os.Getpid()
+	host := netip.AddrFrom4([4]byte{127, byte(64 + pid>>16&63), byte(pid >> 8), byte(pid)}).String()
 	mgr, err := controllers.NewManager(c.bed.Config(), controllers.Options{
-		Namespace: "default", WebhookHost: "127.0.0.1", WebhookPort: port, WebhookNames: []string{"127.0.0.1"},
+		Namespace: "default", WebhookHost: host, WebhookPort: 61001, WebhookNames: []string{host},
 		MetricsAddress: "0", ProbeAddress: "0", MemcachedImage: "m", PreloaderImage: "p", FeatureCacheImage: "f",
 		ReadStats: memcached.ReadStats,
 	})
@@ -143,7 +152,7 @@ func do[T any](t *testing.T, c cluster, namespace string, args ...string) T {
 		t,
 		namespace,
 		"",
-		append([]string{"canary"}, append(args, "-o", "json", "--timeout", "30s")...)...)
+		append([]string{"canary"}, append(args, "-o", "json", "--timeout", within.String())...)...)
 	var into T
 	if code != 0 {
 		t.Fatalf("canary %v exits %d: %s", args, code, stderr)
@@ -262,7 +271,7 @@ func TestVerbs(t *testing.T) {
 	c.apply(t, strings.ReplaceAll(stepped, "NAMESPACE", ns))
 	await := func(phase string, percent int32) {
 		t.Helper()
-		deadline := time.Now().Add(30 * time.Second)
+		deadline := time.Now().Add(within)
 		for {
 			got := do[report](t, c, ns, "status", "digits")
 			if got.Phase != nil && got.Phase.Name == phase && got.Canary.Applied != nil && *got.Canary.Applied == percent {

@@ -12,7 +12,9 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	promclient "github.com/prometheus/client_golang/prometheus"
@@ -33,6 +35,7 @@ type exporter struct {
 	requests *promclient.CounterVec
 	seconds  *promclient.HistogramVec
 	level    *promclient.GaugeVec
+	used     atomic.Int64 // namespaces
 }
 
 var newExporter = sync.OnceValues(func() (*exporter, error) {
@@ -79,6 +82,30 @@ func (e *exporter) serve(namespace, service, code string, n int, took float64) {
 	for range n {
 		e.seconds.WithLabelValues(namespace, podOf(service)).Observe(took)
 	}
+}
+
+// namespace returns one that nobody has used.
+func (e *exporter) namespace() string { return fmt.Sprintf("models-%d", e.used.Add(1)) }
+
+// whileScraped takes a measurement, of a namespace that nobody else uses, during which no scrape of Prometheus failed.
+// After one that did, as on a machine that stands still for a second, Prometheus knows of no pod until the next, and
+// what was counted then is an estimate: it is taken again.
+func (e *exporter) whileScraped(
+	t *testing.T, c *prometheus.Client, measure func(namespace string) canaryrollout.Answer,
+) canaryrollout.Answer {
+	t.Helper()
+	for range 10 {
+		began := time.Now()
+		answer := measure(e.namespace())
+		ended := time.Now()
+		least, ok, err := c.Number(t.Context(), fmt.Sprintf("min_over_time(up[%ds])", 1+ended.Sub(began)/time.Second), ended)
+		if err == nil && ok && least == 1 {
+			return answer
+		}
+		t.Logf("a scrape has failed (%g, %v, %v)", least, ok, err)
+	}
+	t.Fatal("Prometheus does not come to scrape for a while without fail")
+	return canaryrollout.Answer{}
 }
 
 // await waits until Prometheus answers a query with a number.
@@ -140,20 +167,21 @@ func TestRequestsAreCountedExactly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const ns = "exact"
-	e.serve(ns, stableService, "200", 5000, .01)
-	e.serve(ns, canaryService, "200", 700, .01)
-	e.serve(ns, canaryService+"-of-another", "500", 900, .01) // a service whose name begins alike
-	e.serve("exact-too", canaryService, "500", 900, .01)      // another namespace
-	await(t, c, `sum(http_requests_total{namespace="exact"})`, 6600)
-	from := time.Now()
-	e.serve(ns, stableService, "200", 1000, .01)
-	e.serve(ns, canaryService, "200", 90, .01)
-	e.serve(ns, canaryService, "500", 3, .01)
-	e.requests.WithLabelValues(ns, canaryService+"-7c9d8b6f5-zzzzz", "200").Add(7) // a pod that has just started
-	e.serve(ns, canaryService+"-of-another", "500", 100, .01)
-	await(t, c, `sum(http_requests_total{namespace="exact"})`, 7800)
-	answer := canaryrollout.Measure(t.Context(), c, questionOf(ns, analysisOf(t, errorsOfBoth+`
+	answer := e.whileScraped(t, c, func(ns string) canaryrollout.Answer {
+		total := fmt.Sprintf("sum(http_requests_total{namespace=%q})", ns)
+		e.serve(ns, stableService, "200", 5000, .01)
+		e.serve(ns, canaryService, "200", 700, .01)
+		e.serve(ns, canaryService+"-of-another", "500", 900, .01) // a service whose name begins alike
+		e.serve(ns+"-too", canaryService, "500", 900, .01)        // another namespace
+		await(t, c, total, 6600)
+		from := time.Now()
+		e.serve(ns, stableService, "200", 1000, .01)
+		e.serve(ns, canaryService, "200", 90, .01)
+		e.serve(ns, canaryService, "500", 3, .01)
+		e.requests.WithLabelValues(ns, canaryService+"-7c9d8b6f5-zzzzz", "200").Add(7) // a pod that has just started
+		e.serve(ns, canaryService+"-of-another", "500", 100, .01)
+		await(t, c, total, 7800)
+		return canaryrollout.Measure(t.Context(), c, questionOf(ns, analysisOf(t, errorsOfBoth+`
 - name: own
   share: {events: 'http_requests_total{code=~"5..",$side}', total: 'http_requests_total{$side}'}
   threshold: {max: "0.1"}
@@ -161,6 +189,7 @@ func TestRequestsAreCountedExactly(t *testing.T) {
   histogram: {buckets: 'http_request_duration_seconds_bucket{$side}', quantile: "0.95"}
   threshold: {max: "0.1"}
 `), from, time.Now().Add(2*time.Second)))
+	})
 	for i, want := range []int64{100, 100, 93} {
 		if v := answer.Verdicts[i]; v.Samples != want || v.Result != v1alpha1.VerdictInconclusive {
 			t.Errorf("verdict %+v; want %d samples, inconclusive because they are few", v, want)
@@ -182,21 +211,22 @@ func TestWhatPrometheusDoesNotRemember(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for ns, from := range map[string]func() time.Time{
-		"before-its-time": func() time.Time { return time.Now().Add(-48 * time.Hour) },
-		"not-scraped": func() time.Time {
-			e.requests.DeleteLabelValues("not-scraped", podOf(canaryService), "200")
-			await(t, c, `absent(http_requests_total{namespace="not-scraped"})`, 1)
+	for what, from := range map[string]func(ns string) time.Time{
+		"before its time": func(string) time.Time { return time.Now().Add(-48 * time.Hour) },
+		"not scraped": func(ns string) time.Time {
+			e.requests.DeleteLabelValues(ns, podOf(canaryService), "200")
+			await(t, c, fmt.Sprintf(`absent(http_requests_total{namespace=%q})`, ns), 1)
 			from := time.Now()
 			time.Sleep(1100 * time.Millisecond) // a query tells whole seconds
-			e.serve("not-scraped", canaryService, "200", 700, .01)
+			e.serve(ns, canaryService, "200", 700, .01)
 			return from
 		},
 	} {
+		ns := e.namespace()
 		query := fmt.Sprintf(`sum(http_requests_total{namespace=%q})`, ns)
 		e.serve(ns, canaryService, "200", 700, .01)
 		await(t, c, query, 700)
-		since := from()
+		since := from(ns)
 		await(t, c, query, 700)
 		e.serve(ns, canaryService, "200", 10, .01)
 		await(t, c, query, 710)
@@ -206,7 +236,7 @@ func TestWhatPrometheusDoesNotRemember(t *testing.T) {
   threshold: {max: "0.1"}
 `), since, time.Now().Add(time.Second))).Verdicts[0]
 		if v.Result == v1alpha1.VerdictError || v.Samples > 100 {
-			t.Errorf("%s: %+v, want some 10 samples", ns, v)
+			t.Errorf("%s: %+v, want some 10 samples", what, v)
 		}
 	}
 }
@@ -219,29 +249,29 @@ func TestWarmupRequestsAreNoSamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const ns = "warmed"
-	serve := func(pod, code string, n int, took float64) {
-		e.requests.WithLabelValues(ns, pod, code).Add(float64(n))
-		for range n {
-			e.seconds.WithLabelValues(ns, pod).Observe(took)
+	answer := e.whileScraped(t, c, func(ns string) canaryrollout.Answer {
+		serve := func(pod, code string, n int, took float64) {
+			e.requests.WithLabelValues(ns, pod, code).Add(float64(n))
+			for range n {
+				e.seconds.WithLabelValues(ns, pod).Observe(took)
+			}
 		}
-	}
-	total := `sum(http_requests_total{namespace="warmed"})`
-	old, late, cold := podOf(canaryService), canaryService+"-7c9d8b6f5-lates", canaryService+"-7c9d8b6f5-colds"
-	serve(old, "200", 100, .01)
-	await(t, c, total, 100)
-	from := time.Now()
-	serve(old, "200", 50, .01)
-	serve(late, "500", 3, 1)
-	serve(late, "200", 4, 1)
-	serve(cold, "500", 2, 1)
-	await(t, c, total, 159)
-	lateFrom := time.Now()
-	time.Sleep(1100 * time.Millisecond) // a query tells whole seconds
-	serve(late, "200", 20, .01)
-	serve(cold, "500", 1, 1)
-	await(t, c, total, 180)
-	q := questionOf(ns, analysisOf(t, `
+		total := fmt.Sprintf("sum(http_requests_total{namespace=%q})", ns)
+		old, late, cold := podOf(canaryService), canaryService+"-7c9d8b6f5-lates", canaryService+"-7c9d8b6f5-colds"
+		serve(old, "200", 100, .01)
+		await(t, c, total, 100)
+		from := time.Now()
+		serve(old, "200", 50, .01)
+		serve(late, "500", 3, 1)
+		serve(late, "200", 4, 1)
+		serve(cold, "500", 2, 1)
+		await(t, c, total, 159)
+		lateFrom := time.Now()
+		time.Sleep(1100 * time.Millisecond) // a query tells whole seconds
+		serve(late, "200", 20, .01)
+		serve(cold, "500", 1, 1)
+		await(t, c, total, 180)
+		q := questionOf(ns, analysisOf(t, `
 - name: own
   share: {events: 'http_requests_total{code=~"5..",$side}', total: 'http_requests_total{$side}'}
   threshold: {max: "0.1"}
@@ -249,8 +279,10 @@ func TestWarmupRequestsAreNoSamples(t *testing.T) {
   histogram: {buckets: 'http_request_duration_seconds_bucket{$side}', quantile: "0.99"}
   threshold: {max: "0.1"}
 `), from, time.Now().Add(2*time.Second))
-	q.Cold, q.Late, q.LateFrom = []string{cold}, []string{late}, lateFrom
-	for _, v := range canaryrollout.Measure(t.Context(), c, q).Verdicts {
+		q.Cold, q.Late, q.LateFrom = []string{cold}, []string{late}, lateFrom
+		return canaryrollout.Measure(t.Context(), c, q)
+	})
+	for _, v := range answer.Verdicts {
 		if v.Samples != 70 || v.Estimate != "0%" && v.Metric == "own" || v.Estimate > "0.01" && v.Metric == "latency" {
 			t.Errorf("%+v, want 70 samples, none of them an error or slow", v)
 		}
@@ -277,16 +309,18 @@ func TestSlowMetricTakesNoTimeFromOthers(t *testing.T) {
   share: {events: 'slow{code=~"5..",$side}', total: 'slow{$side}'}
   threshold: {max: "0.1"}
 `+strings.TrimPrefix(errorsOfBoth, "\n"))
-	at := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	source := impatient{figures{counts: map[string]float64{"stable": 9000, "canary": 1000}}}
-	answer := canaryrollout.Measure(ctx, source, questionOf("ml", a, at.Add(-time.Minute), at))
-	for i, want := range []v1alpha1.VerdictResult{v1alpha1.VerdictError, v1alpha1.VerdictPass} {
-		if v := answer.Verdicts[i]; v.Result != want {
-			t.Errorf("%+v, want %s", v, want)
+	synctest.Test(t, func(t *testing.T) { // time passes only while all that is measured waits
+		at := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		source := impatient{figures{counts: map[string]float64{"stable": 9000, "canary": 1000}}}
+		answer := canaryrollout.Measure(ctx, source, questionOf("ml", a, at.Add(-time.Minute), at))
+		for i, want := range []v1alpha1.VerdictResult{v1alpha1.VerdictError, v1alpha1.VerdictPass} {
+			if v := answer.Verdicts[i]; v.Result != want {
+				t.Errorf("%+v, want %s", v, want)
+			}
 		}
-	}
+	})
 }
 
 // TestDryRunsHoldNothingUp: a metric that counts for nothing does not keep a step from its samples either.

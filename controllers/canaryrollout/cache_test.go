@@ -51,7 +51,7 @@ func TestCacheThatIsBehind(t *testing.T) {
 		name:   {rollout(nil), routing.SplitRoute},
 		"shop": {rollout(adopts("shop", "predict")), "predict"},
 	} {
-		w := newWorld(t)
+		w := soleWorld(t)
 		do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), tc.made, percent(20))
 		settle(t, w, newReconciler(w.Client, w))
 		r := newReconciler(behind(t, w, vs), w)
@@ -70,7 +70,7 @@ func TestCacheThatIsBehind(t *testing.T) {
 
 // TestDeletionWithACacheThatIsBehind: nobody looks again after a deletion, so it must see the route as it is.
 func TestDeletionWithACacheThatIsBehind(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(shop), rollout(adopts("shop", "predict")))
 	settle(t, w, newReconciler(w.Client, w))
 	r := newReconciler(behind(t, w, "shop"), w)
@@ -85,7 +85,7 @@ func TestDeletionWithACacheThatIsBehind(t *testing.T) {
 
 // TestRouteThatTheCacheHasNotHeardOf: somebody made one of the rollout's name just before it.
 func TestRouteThatTheCacheHasNotHeardOf(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(behind(t, w, name), w)
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), applyYAML(`
 apiVersion: networking.istio.io/v1

@@ -418,7 +418,7 @@ func readsOld(c client.WithWatch, old *unstructured.Unstructured) client.WithWat
 // TestKnativeUpdateInPlace: while a new revision starts, Knative leads all requests to the one before, which may be what
 // was just turned back.
 func TestKnativeUpdateInPlace(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, knativeService("v1", 1), knativeService("v2", 1), rollout(steps))
 	settleSteps(t, w, w.Client)
 	wantByHost(t, w, name, routing.SplitRoute, "v1=90 v2=10 ")

@@ -72,7 +72,7 @@ func TestDryRunOfANewRollout(t *testing.T) {
 
 // TestPreviewOfAForeignRoute: what belongs to somebody else is not shown as if it were to be overwritten.
 func TestPreviewOfAForeignRoute(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	foreign := createYAML(strings.ReplaceAll(shop, "name: shop", "name: "+name))
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), foreign, rollout(nil))
 	r := canaryrollout.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1))

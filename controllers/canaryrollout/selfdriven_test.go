@@ -272,7 +272,7 @@ func (l *listening) Ask(q *canaryrollout.Question) (*canaryrollout.Answer, time.
 
 // TestAnotherStableIsAnotherMeasure: requests from before stable became another revision are not counted.
 func TestAnotherStableIsAnotherMeasure(t *testing.T) {
-	w, asker := newWorld(t), &listening{}
+	w, asker := soleWorld(t), &listening{}
 	r := reconcile.AsReconciler(w.Client,
 		canaryrollout.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(1000)).WithAsker(asker))
 	do(t, w, inferenceService("v1", 1), inferenceService("v2", 1), specified(t, toldOnly))

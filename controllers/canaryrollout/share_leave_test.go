@@ -11,7 +11,7 @@ import (
 // TestSharesThatARolloutLeaves: a rollout that goes on with two InferenceServices leaves the field of the one as its
 // deletion would.
 func TestSharesThatARolloutLeaves(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, fraud("a", ""), fraudPods("a", 1), kserveShares)
 	do(t, w, fraud("b", `,"canaryTrafficPercent":0`), fraudPods("b", 1), shares(), percent(40))

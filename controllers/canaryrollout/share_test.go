@@ -177,7 +177,7 @@ func wantShares(t *testing.T, w *faults.World, traffic, field string) {
 // TestShares: one field of the InferenceService shares its traffic between the revision that was rolled out last and the
 // newest, there and back and through promotions.
 func TestShares(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, fraud("a", ""), fraudPods("a", 2), shares(), percent(20))
 	for _, step := range []struct {
@@ -236,7 +236,7 @@ func twoRevisions(ctx context.Context, w *faults.World) error {
 // TestSharesLeaveWhatIsRolledOut: KServe would go back to the revision before on any share below 100. What was rolled
 // out without the rollout stays.
 func TestSharesLeaveWhatIsRolledOut(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, fraud("a", ""), fraudPods("a", 1), kserveShares)
 	do(t, w, fraud("b", ""), fraudPods("b", 1), kserveShares, shares())
 	settleShares(t, w, newReconciler(w.Client, w))
@@ -251,7 +251,7 @@ func TestSharesLeaveWhatIsRolledOut(t *testing.T) {
 // TestSharesOfAnEdit: between an edit of the model and its revision, the share is not raised, since the new one would
 // have it from its first moment; and not lowered either, once the last canary is rolled out.
 func TestSharesOfAnEdit(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, twoRevisions, percent(50))
 	settleShares(t, w, r)
@@ -273,7 +273,7 @@ func TestSharesOfAnEdit(t *testing.T) {
 
 // TestSharesTouchNothingElse: of the whole InferenceService one number changes, and its manager is the rollout.
 func TestSharesTouchNothingElse(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, fraud("a", `,"minReplicas":1,"labels":{"a":"b"}`), fraudPods("a", 1), kserveShares)
 	do(t, w, fraud("b", `,"canaryTrafficPercent":0`), fraudPods("b", 1), kserveShares, shares(), percent(30))
 	read := func() *unstructured.Unstructured {
@@ -305,7 +305,7 @@ func TestSharesTouchNothingElse(t *testing.T) {
 // TestSharesAreNotGivenUnseen: a share that was decided for one revision is not given to a newer one that the cache does
 // not know yet.
 func TestSharesAreNotGivenUnseen(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	do(t, w, twoRevisions)
 	settleShares(t, w, newReconciler(w.Client, w))
 	old := fraudOf(t, w)
@@ -330,7 +330,7 @@ func TestSharesAreNotGivenUnseen(t *testing.T) {
 }
 
 func TestSharesThatSomebodyEdits(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, twoRevisions, percent(10))
 	settleShares(t, w, r)
@@ -405,7 +405,7 @@ func TestSharesOfAnEnd(t *testing.T) {
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := soleWorld(t)
 			r := newReconciler(w.Client, w)
 			do(t, w, fraud("a", ""), fraudPods("a", 1), kserveShares)
 			do(t, w, fraud("b", `,"canaryTrafficPercent":0`), kserveShares)
@@ -429,7 +429,7 @@ func TestSharesOfAnEnd(t *testing.T) {
 }
 
 func TestSharesRefusals(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(t, w, shares())
 	settle(t, w, r)
@@ -453,7 +453,7 @@ func TestSharesRefusals(t *testing.T) {
 
 // TestSharesOfAColdRevision: a revision that may have no pod gets no first share.
 func TestSharesOfAColdRevision(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(
 		t,
@@ -473,7 +473,7 @@ func TestSharesOfAColdRevision(t *testing.T) {
 
 // TestSharesBySteps: a strategy takes its steps, and another revision begins without traffic.
 func TestSharesBySteps(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	r := newReconciler(w.Client, w)
 	do(
 		t,
@@ -530,7 +530,7 @@ func shareWasAsked(ctx context.Context, w *faults.World) error {
 
 // TestSharesValidation asks the API server what a rollout between revisions may say.
 func TestSharesValidation(t *testing.T) {
-	w := newWorld(t)
+	w := soleWorld(t)
 	tests := map[string]struct {
 		change func(*v1alpha1.CanaryRolloutSpec)
 		// want is a part of the message, empty if the object is to be taken.

@@ -201,6 +201,7 @@ func TestStoveTellsWarmupFromTheRest(t *testing.T) {
 	ill.Store(true)
 	release := make(chan struct{})
 	slow := podAt(t, "slow", func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // before that the end of a caller is not noticed
 		select {
 		case <-release:
 		case <-r.Context().Done():

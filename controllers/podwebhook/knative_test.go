@@ -58,6 +58,10 @@ func TestKnativeMode(t *testing.T) {
 		deployments = w.revisions(ctx)
 		return len(deployments) == 6
 	}, w.conditionsOfAll)
+	w.awaitOr(t, "a ReplicaSet of every Deployment", func(ctx context.Context) bool {
+		return len(w.replicaSets(ctx)) == len(deployments)
+	}, w.conditionsOfAll)
+	w.awaitPods(t)
 	plain := w.pods(t, deployments)
 	defer w.register(t, "outrigger-pod-webhook", deployments["kn-uri-predictor-00001"])()
 	equipped := w.pods(t, deployments)

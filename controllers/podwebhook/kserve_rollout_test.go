@@ -53,6 +53,7 @@ func (w *kserveWorld) testRollout(t *testing.T) {
 	w.await(t, "KServe to make both Deployments", func(ctx context.Context) bool {
 		return len(w.replicaSets(ctx)) == 2
 	})
+	w.awaitPods(t) // any that comes later will have been equipped
 	defer w.register(t, "outrigger-pod-webhook", w.deployment(t, "roll-predictor"))()
 	w.restartPods(t) // those that came before the webhook
 	w.startReconciler(t)
@@ -112,7 +113,7 @@ func (w *kserveWorld) awaitOr(
 	t *testing.T, what string, ready func(context.Context) bool, explain func(context.Context) string,
 ) {
 	t.Helper()
-	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, 3*time.Minute, true,
+	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true,
 		func(ctx context.Context) (bool, error) { return ready(ctx), nil })
 	if err != nil {
 		t.Fatalf("waited too long for %s; %s", what, explain(t.Context()))
@@ -125,6 +126,16 @@ func (w *kserveWorld) replicaSets(ctx context.Context) []appsv1.ReplicaSet {
 		return nil
 	}
 	return list.Items
+}
+
+// awaitPods waits until every ReplicaSet has made its pods.
+func (w *kserveWorld) awaitPods(t *testing.T) {
+	t.Helper()
+	w.await(t, "the pods of all ReplicaSets", func(ctx context.Context) bool {
+		return !slices.ContainsFunc(w.replicaSets(ctx), func(set appsv1.ReplicaSet) bool {
+			return set.Status.ObservedGeneration != set.Generation || set.Status.Replicas != *set.Spec.Replicas
+		})
+	})
 }
 
 func (w *kserveWorld) deployment(t *testing.T, name string) *appsv1.Deployment {

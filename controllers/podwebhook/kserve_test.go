@@ -179,6 +179,9 @@ func textOf(t *testing.T, pod *corev1.Pod) string {
 	return random.ReplaceAllString(string(raw), "random")
 }
 
+// patience bounds how long a test waits for what takes KServe and Knative some seconds.
+const patience = 10 * time.Minute
+
 type kserveWorld struct {
 	tb      *testbed.Testbed
 	client  client.WithWatch
@@ -263,7 +266,7 @@ func (w *kserveWorld) deployments(t *testing.T) map[string]*appsv1.Deployment {
 	err := wait.PollUntilContextTimeout(
 		t.Context(),
 		200*time.Millisecond,
-		3*time.Minute,
+		patience,
 		true,
 		func(ctx context.Context) (bool, error) {
 			var list appsv1.DeploymentList
@@ -351,6 +354,7 @@ func (w *kserveWorld) register(t *testing.T, name string, probe *appsv1.Deployme
 		URL:      &url,
 		CABundle: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.handler.Certificate().Raw}),
 	}
+	configuration.Webhooks[0].TimeoutSeconds = new(int32(30)) // a pod that is missed would be one too many
 	if err := w.client.Create(t.Context(), &configuration); err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +362,7 @@ func (w *kserveWorld) register(t *testing.T, name string, probe *appsv1.Deployme
 		err := wait.PollUntilContextTimeout(
 			t.Context(),
 			100*time.Millisecond,
-			time.Minute,
+			patience,
 			true,
 			func(ctx context.Context) (bool, error) {
 				pod, err := w.pod(ctx, probe)

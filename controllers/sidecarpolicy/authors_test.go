@@ -114,13 +114,16 @@ func as(t *testing.T, cluster *testcluster.Cluster, user string) client.Client {
 	return c
 }
 
+// within bounds how long a test waits for what takes milliseconds.
+const within = 3 * time.Minute
+
 func eventually(t *testing.T, what string, ready func(context.Context) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	for !ready(ctx) {
 		if ctx.Err() != nil {
-			t.Fatalf("waited a minute for %s", what)
+			t.Fatalf("waited %s for %s", within, what)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}

@@ -524,7 +524,7 @@ func labelNamespace(ctx context.Context, w *faults.World, value string) error {
 }
 
 func awaitWebhook(ctx context.Context, w *faults.World, want bool) error {
-	for range 200 {
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		pod := modelPod("probe", "probe", "")
 		pod.Namespace, pod.Annotations = w.Namespace, map[string]string{v1alpha1.AnnotationPreload: "true"}
 		if err := w.Client.Create(ctx, pod, client.DryRunAll); err != nil {
@@ -533,7 +533,6 @@ func awaitWebhook(ctx context.Context, w *faults.World, want bool) error {
 		if (pod.Annotations[v1alpha1.AnnotationInjected] != "") == want {
 			return nil
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	return fmt.Errorf("the API server calls the webhook: %v, want %v", !want, want)
 }
@@ -563,6 +562,7 @@ func serveWebhook(t *testing.T, cluster *testcluster.Cluster) {
 			URL: &url, CABundle: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}),
 		}
 		configuration.Webhooks[0].NamespaceSelector.MatchLabels = map[string]string{webhookLabel: "true"}
+		configuration.Webhooks[0].TimeoutSeconds = new(int32(30)) // a pod that is missed would be one too many
 		if err := cluster.Client.Create(t.Context(), &configuration); err != nil {
 			t.Fatal(err)
 		}

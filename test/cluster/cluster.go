@@ -58,7 +58,7 @@ func Start(ctx context.Context, progress io.Writer) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting the testbed: %w", err)
 	}
-	c := &Cluster{Testbed: tb, HTTP: &http.Client{Timeout: 10 * time.Second}, Root: root, progress: progress}
+	c := &Cluster{Testbed: tb, HTTP: &http.Client{Timeout: time.Minute}, Root: root, progress: progress}
 	if err := c.install(ctx, archives); err != nil {
 		_ = tb.Stop()
 		return nil, err
@@ -85,7 +85,7 @@ func (c *Cluster) install(ctx context.Context, archives []string) error {
 	if _, err := c.KubectlRun(ctx, "apply", "--server-side", "-k", filepath.Join(c.Root, "config/default")); err != nil {
 		return err
 	}
-	_, err = c.KubectlRun(ctx, "-n", "outrigger-system", "rollout", "status", "deployment/outrigger-manager", "--timeout=120s")
+	_, err = c.KubectlRun(ctx, "-n", "outrigger-system", "rollout", "status", "deployment/outrigger-manager", "--timeout=300s")
 	return err
 }
 
@@ -174,7 +174,7 @@ func (c *Cluster) describe(ctx context.Context, o client.Object) string {
 // AwaitInferenceService waits until KServe says that an InferenceService is ready.
 func (c *Cluster) AwaitInferenceService(ctx context.Context, namespace, name string) error {
 	isvc := &v1beta1.InferenceService{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
-	return c.Await(ctx, isvc, 3*time.Minute, func() bool { return isvc.Status.IsConditionReady(v1beta1.PredictorReady) })
+	return c.Await(ctx, isvc, 5*time.Minute, func() bool { return isvc.Status.IsConditionReady(v1beta1.PredictorReady) })
 }
 
 // PredictorPods returns the pods of an InferenceService's predictor that are not being deleted.

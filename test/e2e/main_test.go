@@ -20,6 +20,10 @@ import (
 	"serverless.xyz/outrigger/test/cluster"
 )
 
+// within bounds how long a test waits for what takes seconds. Only what never happens exceeds it, however slow the machine
+// is.
+const within = 5 * time.Minute
+
 var shared *cluster.Cluster
 
 func TestMain(m *testing.M) {
@@ -68,7 +72,7 @@ func namespace(t *testing.T, name string, samples ...string) string {
 func awaitMemcached(t *testing.T, ns string, size int32) *v1alpha1.Memcached {
 	t.Helper()
 	m := &v1alpha1.Memcached{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "features"}}
-	must(t, shared.Await(t.Context(), m, 3*time.Minute, func() bool {
+	must(t, shared.Await(t.Context(), m, within, func() bool {
 		return m.Status.ObservedGeneration == m.Generation && m.Status.Phase == v1alpha1.MemcachedRunning && m.Status.Size == size
 	}))
 	return m

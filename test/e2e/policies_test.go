@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -26,7 +25,7 @@ func TestAPolicyIsRolledOut(t *testing.T) {
 	patch(t, policy, `{"spec": {"rollout": "Always", "featureCache": {"mode": "Shared"}, "containers": [`+
 		`{"name": "beside", "image": "ghcr.io/outrigger/outrigger:v0.1.0", "command": ["/featurecache"], `+
 		`"args": ["--listen=127.0.0.1:11300", "--metrics-address=:9300"], "env": [{"name": "OF", "value": "${isvc.metadata.name}"}]}]}}`)
-	must(t, shared.Await(t.Context(), policy, 3*time.Minute, func() bool {
+	must(t, shared.Await(t.Context(), policy, within, func() bool {
 		return policy.Status.ObservedGeneration == policy.Generation && policy.Status.Injected == 1 &&
 			meta.IsStatusConditionTrue(policy.Status.Conditions, v1alpha1.ConditionRolledOut) &&
 			meta.IsStatusConditionTrue(policy.Status.Conditions, v1alpha1.ConditionReady)

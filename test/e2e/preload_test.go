@@ -182,7 +182,7 @@ spec:
 			described, err := shared.KubectlRun(t.Context(), "-n", ns, "describe", "pod", pod.Name)
 			must(t, err)
 			service := &v1beta1.InferenceService{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
-			must(t, shared.Await(t.Context(), service, time.Minute, func() bool {
+			must(t, shared.Await(t.Context(), service, within, func() bool {
 				return service.Status.ModelStatus.LastFailureInfo != nil
 			}))
 			told := service.Status.ModelStatus.LastFailureInfo.Message
@@ -250,7 +250,7 @@ func newSlowStore(t *testing.T, path string, from int64) *slowStore {
 func awaitPod(t *testing.T, ns, service string, ready func(*corev1.Pod) bool) *corev1.Pod {
 	t.Helper()
 	var last []corev1.Pod
-	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		pods, err := shared.PredictorPods(t.Context(), ns, service)
 		must(t, err)
 		if last = pods; len(pods) == 1 && len(pods[0].Status.InitContainerStatuses) > 0 && ready(&pods[0]) {

@@ -67,8 +67,12 @@ spec:
 
 const probeImage = "outrigger.test/probe:1"
 
+// within bounds how long a test waits for what takes seconds. Only what never happens exceeds it, however slow the machine
+// is.
+const within = 4 * time.Minute
+
 // until calls check till it gives nil, or fails the test with its last error.
-func until(t *testing.T, within time.Duration, what string, check func(context.Context) error) {
+func until(t *testing.T, what string, check func(context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
@@ -92,7 +96,7 @@ func TestKServeMakesADeploymentOfAnInferenceService(t *testing.T) {
 	}
 	client := kubernetes.NewForConfigOrDie(tb.Config())
 	var made *appsv1.Deployment
-	until(t, time.Minute, "the predictor's Deployment", func(ctx context.Context) error {
+	until(t, "the predictor's Deployment", func(ctx context.Context) error {
 		var err error
 		made, err = client.AppsV1().Deployments("default").Get(ctx, "torch-mnist-predictor", metav1.GetOptions{})
 		return err
@@ -102,7 +106,7 @@ func TestKServeMakesADeploymentOfAnInferenceService(t *testing.T) {
 		t.Errorf("limit of cpu %s, want 2", got)
 	}
 	// The controller manager makes pods of it, and KServe's own webhook adds the storage initializer to them.
-	until(t, time.Minute, "the predictor's pod", func(ctx context.Context) error {
+	until(t, "the predictor's pod", func(ctx context.Context) error {
 		pods, err := client.CoreV1().
 			Pods("default").
 			List(ctx, metav1.ListOptions{LabelSelector: "app=isvc.torch-mnist-predictor"})
@@ -169,7 +173,7 @@ func TestIstioServesXDSToAClientWithoutEnvoy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ctx)
 	if err != nil {

@@ -84,7 +84,7 @@ func awaitPod(t *testing.T, tb *testbed.Testbed, selector string) *corev1.Pod {
 	t.Helper()
 	client := kubernetes.NewForConfigOrDie(tb.Config())
 	var ready *corev1.Pod
-	until(t, 2*time.Minute, "a ready pod "+selector, func(ctx context.Context) error {
+	until(t, "a ready pod "+selector, func(ctx context.Context) error {
 		pods, err := client.CoreV1().Pods("default").List(ctx, metav1.ListOptions{LabelSelector: selector})
 		if err != nil {
 			return err
@@ -106,7 +106,7 @@ func awaitPod(t *testing.T, tb *testbed.Testbed, selector string) *corev1.Pod {
 func get(t *testing.T, url string) string {
 	t.Helper()
 	var body []byte
-	until(t, 30*time.Second, "an answer of "+url, func(ctx context.Context) error {
+	until(t, "an answer of "+url, func(ctx context.Context) error {
 		// A connection that was begun before kube-proxy knew the Service goes nowhere for good: the kernel remembers it so.
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
@@ -151,7 +151,7 @@ func TestPodOfAnInferenceServiceServes(t *testing.T) {
 	if logs := kubectl(t, tb, "logs", pod.Name, "-c", "kserve-container"); !strings.Contains(logs, "serving") {
 		t.Errorf("logs %q, want the program's line", logs)
 	}
-	until(t, time.Minute, "readiness of the InferenceService", func(ctx context.Context) error {
+	until(t, "readiness of the InferenceService", func(ctx context.Context) error {
 		out, err := exec.CommandContext(ctx, tb.Kubectl(), "--kubeconfig", tb.Kubeconfig(), "get", "inferenceservice",
 			"torch-mnist", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`).Output()
 		if err == nil && string(out) != "True" {
@@ -243,7 +243,7 @@ func TestChangedConfigMapReachesThePod(t *testing.T) {
 	file := filepath.Join(tb.State().Folder, "var-lib", "kubelet", "pods", string(pod.UID),
 		"volumes", "kubernetes.io~configmap", "config", "word")
 	began := time.Now()
-	until(t, 30*time.Second, "the new word", func(context.Context) error {
+	until(t, "the new word", func(context.Context) error {
 		word, err := os.ReadFile(file)
 		if err == nil && string(word) != "second" {
 			err = fmt.Errorf("the word is %q", word)
@@ -281,7 +281,7 @@ spec:
 		t.Fatal(err)
 	}
 	client := kubernetes.NewForConfigOrDie(tb.Config())
-	until(t, time.Minute, "the end of the dialling pod", func(ctx context.Context) error {
+	until(t, "the end of the dialling pod", func(ctx context.Context) error {
 		pod, err := client.CoreV1().Pods("default").Get(ctx, "dial", metav1.GetOptions{})
 		if err == nil && pod.Status.Phase != corev1.PodSucceeded {
 			err = fmt.Errorf("phase %s", pod.Status.Phase)
@@ -336,7 +336,7 @@ webhooks:
 	}
 	// The API server takes a moment to know of a new webhook, and lets objects pass till then.
 	client := kubernetes.NewForConfigOrDie(tb.Config())
-	until(t, 30*time.Second, "a refusal by the webhook", func(ctx context.Context) error {
+	until(t, "a refusal by the webhook", func(ctx context.Context) error {
 		object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "c-", Labels: map[string]string{"hooked": "yes"}}}
 		_, err := client.CoreV1().ConfigMaps("default").Create(ctx, object, metav1.CreateOptions{})
 		if err == nil || !strings.Contains(err.Error(), "refused by a pod") {
@@ -391,7 +391,7 @@ func TestKilledNodeLeavesNothingAndSparesTheOther(t *testing.T) {
 			if err := kill(owner, folder); err != nil {
 				t.Fatal(err)
 			}
-			until(t, 30*time.Second, "the end of all traces", func(ctx context.Context) error {
+			until(t, "the end of all traces", func(ctx context.Context) error {
 				if err := testbed.Clean(ctx); err != nil {
 					return err
 				}

@@ -97,7 +97,7 @@ func processesOf(t *testing.T, folder string) []string {
 
 func awaitGone(t *testing.T, folder string) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(within)
 	for {
 		left := processesOf(t, folder)
 		_, err := os.Stat(folder)
@@ -105,7 +105,7 @@ func awaitGone(t *testing.T, folder string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after 30 s folder: %v, processes: %q", err, left)
+			t.Fatalf("after %s folder: %v, processes: %q", within, err, left)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -181,7 +181,7 @@ func TestCleanRemovesWhatAKilledKeeperLeft(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(within)
 	for {
 		if err := testbed.Clean(t.Context()); err != nil {
 			t.Fatal(err)
@@ -190,7 +190,7 @@ func TestCleanRemovesWhatAKilledKeeperLeft(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("folder %s is left after 30 s", folder)
+			t.Fatalf("folder %s is left after %s", folder, within)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

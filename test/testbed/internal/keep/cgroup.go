@@ -188,7 +188,7 @@ func removeCgroup(top string) error {
 // rmdirPatiently kills the processes of a cgroup and removes it; it stays busy for a moment after the last one ended.
 func rmdirPatiently(path string) error {
 	var err error
-	for range 200 {
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(10 * time.Millisecond) {
 		err = syscall.Rmdir(path)
 		if err == nil || errors.Is(err, syscall.ENOENT) {
 			return nil
@@ -197,7 +197,6 @@ func rmdirPatiently(path string) error {
 			break
 		}
 		killCgroup(path)
-		time.Sleep(10 * time.Millisecond)
 	}
 	return &os.PathError{Op: "rmdir", Path: path, Err: err}
 }

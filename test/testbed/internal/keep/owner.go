@@ -15,6 +15,9 @@ import (
 	"time"
 )
 
+// patience bounds what takes milliseconds, and more where many processes end at once on a busy machine.
+const patience = time.Minute
+
 // Keeper is the owner's hold on a keeper process.
 type Keeper struct {
 	dir   string
@@ -61,7 +64,7 @@ func Launch(ctx context.Context, program, dir string, node bool, held ...*os.Fil
 		_ = cmd.Wait()
 		close(k.done)
 	}()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	go func() {
 		select {
@@ -82,8 +85,8 @@ func (k *Keeper) Stop() error {
 	_ = k.leash.Close()
 	select {
 	case <-k.done:
-	case <-time.After(30 * time.Second):
-		return fmt.Errorf("the keeper of %s did not end within 30 s; run: testbed clean", k.dir)
+	case <-time.After(patience):
+		return fmt.Errorf("the keeper of %s did not end within %s; run: testbed clean", k.dir, patience)
 	}
 	return cleanSoon(k.dir)
 }
@@ -91,11 +94,10 @@ func (k *Keeper) Stop() error {
 // cleanSoon is Clean for a folder whose keeper has ended; somebody else may be at it for a moment.
 func cleanSoon(dir string) error {
 	var err error
-	for range 500 {
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(10 * time.Millisecond) {
 		if err = Clean(dir); !errors.Is(err, ErrAlive) {
 			return err
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	return err
 }
