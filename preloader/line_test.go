@@ -118,8 +118,9 @@ func TestLineReadsAnswers(t *testing.T) {
 			answer:  writes(ok+"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello", true),
 			wantErr: "invalid byte in chunk length",
 		},
-		"no length at all": {answer: writes(ok+"\r\nhello", false), wantConnections: 2},
-		"an old server":    {answer: writes(strings.Replace(plain, "1.1", "1.0", 1), false), wantConnections: 2},
+		"no length at all":          {answer: writes(ok+"\r\nhello", false), wantConnections: 2},
+		"no length, and too little": {answer: writes(ok+"\r\nhell", false), wantErr: "unexpected EOF"},
+		"an old server":             {answer: writes(strings.Replace(plain, "1.1", "1.0", 1), false), wantConnections: 2},
 		"two lengths": {
 			answer:  writes(ok+"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", true),
 			wantErr: "multiple Content-Length",

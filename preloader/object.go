@@ -104,7 +104,10 @@ func (b *exactBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
-	if b.left -= int64(n); b.left > 0 || err != nil && !errors.Is(err, io.EOF) {
+	if b.left -= int64(n); b.left > 0 && errors.Is(err, io.EOF) {
+		return n, io.ErrUnexpectedEOF // only who asked knows that there is more
+	}
+	if b.left > 0 || err != nil && !errors.Is(err, io.EOF) {
 		return n, err
 	}
 	var beyond [1]byte
