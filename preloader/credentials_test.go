@@ -94,6 +94,8 @@ func (g *giver) container(w http.ResponseWriter, r *http.Request) {
 func (g *giver) sts(w http.ResponseWriter, r *http.Request) {
 	if r.FormValue("WebIdentityToken") != "the-token" || r.FormValue("RoleArn") != "arn:aws:iam::1:role/models" {
 		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w,
+			`<ErrorResponse><Error><Code>AccessDenied</Code><Message>the role is not yours</Message></Error></ErrorResponse>`)
 		return
 	}
 	name, status := g.next()
@@ -274,6 +276,17 @@ func TestPullEndsWhereNewCredentialsAreRefusedToo(t *testing.T) {
 				t.Errorf("credentials were asked for %d times, want at most twice", asked)
 			}
 		})
+	}
+}
+
+func TestPullTellsWhyTheTokenServiceRefuses(t *testing.T) {
+	g := &giver{}
+	s := strict(t, g)
+	env := with(givers(t)["a role for a ServiceAccount"](g), settings{"AWS_ROLE_ARN": "arn:aws:iam::1:role/others"})
+	out := start(t, roleSettings(s, env), "s3://models/m", t.TempDir()).outcome(t)
+	wantCode(t, out, ExitDenied, "NoCredentials")
+	if !strings.Contains(out.last, "the role is not yours") {
+		t.Errorf("termination message %q does not tell the reason", out.last)
 	}
 }
 

@@ -8,12 +8,10 @@ import (
 	"io"
 	"log"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 )
 
@@ -186,52 +184,6 @@ func TestPullFollowsTheBucketsRegion(t *testing.T) {
 	wantCode(t, run(t, serverSettings(s), "s3://models/m", t.TempDir()), ExitOK, "Completed")
 	if wrong != 1 {
 		t.Errorf("%d requests went to the wrong region, want only the first", wrong)
-	}
-}
-
-// TestPullWithWebIdentity has a token of a ServiceAccount turned into
-// credentials, as a cluster with roles for service accounts does.
-func TestPullWithWebIdentity(t *testing.T) {
-	s := newFaultServer(t)
-	s.put("m/model", []byte("data"))
-	s.look(func(r *http.Request) {
-		if err := wantAuthorization("Credential=from-sts/")(r); err != nil {
-			t.Error(err)
-		}
-	})
-	var refuseToken atomic.Bool
-	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.FormValue("WebIdentityToken") != "the-token" || r.FormValue("RoleArn") != "arn:aws:iam::1:role/models" ||
-			refuseToken.Load() {
-			w.WriteHeader(http.StatusForbidden)
-			_, _ = fmt.Fprint(
-				w,
-				`<ErrorResponse><Error><Code>AccessDenied</Code><Message>not yours</Message></Error></ErrorResponse>`,
-			)
-			return
-		}
-		_, _ = fmt.Fprint(
-			w,
-			`<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>from-sts</AccessKeyId>`+
-				`<SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>`+
-				`</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`,
-		)
-	}))
-	defer sts.Close()
-	token := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(token, []byte("the-token"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	env := with(serverSettings(s), settings{
-		"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_ROLE_ARN": "arn:aws:iam::1:role/models",
-		"AWS_WEB_IDENTITY_TOKEN_FILE": token, "AWS_ENDPOINT_URL_STS": sts.URL,
-	})
-	wantCode(t, start(t, env, "s3://models/m", t.TempDir()).outcome(t), ExitOK, "Completed")
-	refuseToken.Store(true)
-	out := start(t, env, "s3://models/m", t.TempDir()).outcome(t)
-	wantCode(t, out, ExitDenied, "NoCredentials")
-	if !strings.Contains(out.last, "not yours") {
-		t.Errorf("termination message %q does not tell STS's reason", out.last)
 	}
 }
 
