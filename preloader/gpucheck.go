@@ -14,10 +14,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
 	"serverless.xyz/outrigger/preloader/quantity"
+	"serverless.xyz/outrigger/preloader/safetensors"
 )
 
 // GPUMode says what is done about the GPUs of the pod.
@@ -47,6 +49,9 @@ type GPUVerdict struct {
 	Reason string `json:"reason,omitempty"`
 	// Summary is one sentence, with cause and advice.
 	Summary string `json:"summary"`
+
+	// free is how many bytes were free on all GPUs together; 0 if that is not known.
+	free int64
 }
 
 // unhealthy is the verdict that fails a pull if it is asked to.
@@ -85,6 +90,9 @@ func pullAndCheck(ctx context.Context, opts Options, pairs []Pair, log *slog.Log
 		end(err)
 	}
 	report.GPU = preflight.finish(opts.GPUGrace)
+	if err == nil && opts.GPU == GPUPreflight && report.GPU != nil {
+		report.GPU.compare(weightsIn(destinations(pairs)), log)
+	}
 	if err == nil && opts.GPU == GPULoad && report.GPU != nil && report.GPU.Verdict != unhealthy {
 		report.GPU = loadOntoGPU(ctx, opts, pairs, report.Bytes, log)
 	}
@@ -141,6 +149,52 @@ func anyInMemory(pairs []Pair) bool {
 	return false
 }
 
+// compare adds to a verdict that weights of so many bytes are more than the GPUs have room
+// for. That is no failure: a model server may keep a part of them elsewhere.
+func (v *GPUVerdict) compare(weights int64, log *slog.Logger) {
+	if v.free == 0 || weights <= v.free || v.Verdict == unhealthy {
+		return
+	}
+	const reason = "NotEnoughMemory"
+	text := fmt.Sprintf("The model's weights come to %s, and the GPUs have %s free: use more or larger GPUs or a "+
+		"quantised model, unless the model server keeps a part in host memory.",
+		quantity.FormatBytes(weights), quantity.FormatBytes(v.free))
+	log.Warn(text, "reason", reason)
+	v.Verdict, v.Reason = "degraded", cmp.Or(v.Reason, reason)
+	v.Summary += " " + text
+}
+
+// weightsIn returns the size of the safetensors files in folders, as a load takes them:
+// those that an index names, or else all.
+func weightsIn(folders []string) int64 {
+	var sum int64
+	for _, folder := range folders {
+		for _, name := range shardsIn(folder) {
+			if info, err := os.Stat(filepath.Join(folder, name)); err == nil {
+				sum += info.Size()
+			}
+		}
+	}
+	return sum
+}
+
+func shardsIn(folder string) []string {
+	if index, err := os.Open(filepath.Join(folder, safetensors.IndexName)); err == nil {
+		defer index.Close() //nolint:errcheck // only read
+		if names, err := safetensors.IndexFiles(index); err == nil {
+			return names
+		}
+	}
+	var names []string
+	entries, _ := os.ReadDir(folder) // of a folder that cannot be read, nothing is known
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".safetensors") {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
 // slowestLoad is the rate, in bytes a second, at which a load must come on at least.
 const slowestLoad = 100e6
 
@@ -179,7 +233,7 @@ func checkGPU(ctx context.Context, opts Options, log *slog.Logger, check string,
 	args = append([]string{check, "--json", "--fail=false"}, args...)
 	program := exec.CommandContext(ctx, path, args...)
 	program.Env = withoutSecrets(os.Environ())
-	lines := &lineLogger{log: log}
+	lines := &lineTaker{say: func(line string) { log.Info(line) }}
 	program.Stderr = lines
 	output, err := program.StdoutPipe()
 	if err == nil {
@@ -257,6 +311,9 @@ func readVerdict(ctx context.Context, output io.Reader, check string) (*GPUVerdi
 			Severity string `json:"severity"`
 			Reason   string `json:"reason"`
 		} `json:"findings"`
+		Devices []struct {
+			MemoryFree int64 `json:"memoryFree"`
+		} `json:"devices"`
 	}
 	read := make(chan error, 1)
 	var report findings
@@ -271,6 +328,9 @@ func readVerdict(ctx context.Context, output io.Reader, check string) (*GPUVerdi
 	}
 	verdict := report.GPUVerdict
 	verdict.Check = check
+	for _, d := range report.Devices {
+		verdict.free += d.MemoryFree
+	}
 	for _, severity := range []string{"failure", "warning"} {
 		for _, f := range report.Findings {
 			if verdict.Reason == "" && f.Severity == severity {
@@ -301,23 +361,33 @@ func waitBriefly(program *exec.Cmd, patience time.Duration) *os.ProcessState {
 	}
 }
 
-// lineLogger logs what is written to it, line by line.
-type lineLogger struct {
-	log  *slog.Logger
-	rest []byte
-	last string
+// lineTaker says what is written to it, line by line, and of a crash the first line only:
+// what Go's runtime tells of it beyond that is of no use to whoever has a broken driver.
+type lineTaker struct {
+	say     func(line string)
+	rest    []byte
+	last    string
+	crashed bool
 }
 
+// crashLine is how Go's runtime begins to tell of a crash.
+var crashLine = regexp.MustCompile(`^(SIG[A-Z]+: |fatal error: |unexpected fault address |panic: )`)
+
 // Write never fails.
-func (l *lineLogger) Write(p []byte) (int, error) {
+func (l *lineTaker) Write(p []byte) (int, error) {
 	l.rest = append(l.rest, p...)
 	for {
 		line, rest, whole := bytes.Cut(l.rest, []byte("\n"))
 		if !whole {
 			return len(p), nil
 		}
-		l.last, l.rest = string(line), rest
-		l.log.Info(l.last)
+		l.rest = rest
+		if l.crashed {
+			continue
+		}
+		l.last = string(line)
+		l.crashed = crashLine.MatchString(l.last)
+		l.say(l.last)
 	}
 }
 
@@ -329,15 +399,18 @@ func (c *Command) gpuVerb(ctx context.Context, verb string, args []string) ExitC
 		return ExitConfig
 	}
 	program := exec.CommandContext(ctx, path, append([]string{verb}, args...)...)
-	program.Stdout, program.Stderr = c.Stdout, c.Stderr
+	lines := &lineTaker{say: func(line string) { fmt.Fprintln(c.Stderr, line) }}
+	program.Stdout, program.Stderr = c.Stdout, lines
 	program.Cancel = func() error { return program.Process.Signal(stopSignal(ctx)) }
 	if err := program.Run(); err != nil && program.ProcessState == nil {
 		fmt.Fprintf(c.Stderr, "preloader %s: %v\n", verb, err)
 		return ExitConfig
 	}
-	if code := program.ProcessState.ExitCode(); code >= 0 {
+	if code := program.ProcessState.ExitCode(); code >= 0 && !lines.crashed {
 		return ExitCode(code)
 	}
+	fmt.Fprintf(c.Stderr, "preloader %s: %s crashed (%v): the driver is broken; look for Xid in the node's kernel log\n",
+		verb, gpuProgram, program.ProcessState)
 	return ExitGPU
 }
 

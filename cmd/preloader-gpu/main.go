@@ -7,7 +7,8 @@
 //
 // Exit codes: 0 whatever was found, unless --fail is given; 64 usage; 65 a file that does
 // not hold what it should; 66 no model; 74 a file that cannot be read; 78 environment; 80 a
-// GPU that is not fit for work; 130 and 143 stopped by a signal.
+// GPU that is not fit for work; 130 and 143 stopped by a signal. A driver that crashes takes
+// the program down, with 2 or a signal.
 package main
 
 import (
@@ -29,7 +30,8 @@ func main() {
 		}
 	}()
 	command := gpu.Command{
-		Args: os.Args[1:], Getenv: os.Getenv, Stdout: os.Stdout, Stderr: os.Stderr, Restart: gpu.RestartSelf,
+		Args: os.Args[1:], Getenv: os.Getenv, Environ: os.Environ(),
+		Stdout: os.Stdout, Stderr: os.Stderr, Restart: gpu.RestartSelf,
 	}
 	os.Exit(int(command.Run(ctx)))
 }

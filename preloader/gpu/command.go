@@ -55,8 +55,11 @@ instead: --call-timeout by PRELOADER_GPU_CALL_TIMEOUT. Flags:
 // Command is the command line: arguments without the program's name, the environment,
 // and where to write.
 type Command struct {
-	Args           []string
-	Getenv         func(string) string
+	Args   []string
+	Getenv func(string) string
+	// Environ is the whole environment, as os.Environ returns it, to warn of variables
+	// that mean nothing.
+	Environ        []string
 	Stdout, Stderr io.Writer
 	// Restart runs the program again in this process's place, with one more variable. It
 	// returns only if that fails.
@@ -107,19 +110,26 @@ func (c *Command) help(w io.Writer) {
 // check runs a preflight or a load and reports.
 func (c *Command) check(ctx context.Context, verb string, args []string) ExitCode {
 	opts, paths, code, err := ParseOptions(args, c.Getenv)
-	if err == nil && (verb == "load") != (len(paths) > 0) {
-		code, err = ExitUsage, errors.New("load takes folders or files, preflight none")
+	switch {
+	case err != nil:
+	case verb == "load" && len(paths) == 0:
+		code, err = ExitUsage, errors.New("load takes the folder of a model, or its safetensors files")
+	case verb == "preflight" && len(paths) > 0:
+		code, err = ExitUsage, fmt.Errorf("preflight takes no %q: for a model, use load", paths[0])
 	}
 	if err != nil {
-		fmt.Fprintln(c.Stderr, "preloader-gpu:", err)
+		fmt.Fprintf(c.Stderr, "preloader-gpu: %v; \"preloader-gpu help\" lists all flags\n", err)
 		return code
 	}
 	if opts.Deadline > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, opts.Deadline)
+		ctx, cancel = context.WithTimeoutCause(ctx, opts.Deadline, &tooLongError{opts.Deadline})
 		defer cancel()
 	}
 	waited := c.waited()
+	if waited == 0 {
+		c.warnOfStrangers()
+	}
 	var report *Report
 	var again bool
 	if verb == "load" {
@@ -135,6 +145,31 @@ func (c *Command) check(ctx context.Context, verb string, args []string) ExitCod
 		fmt.Fprintln(c.Stderr, "preloader-gpu:", err)
 	}
 	return c.exitCode(ctx, opts, report)
+}
+
+// tooLongError says that a run took longer than it may.
+type tooLongError struct{ limit time.Duration }
+
+func (t *tooLongError) Error() string { return fmt.Sprintf("the run took longer than %v", t.limit) }
+func (t *tooLongError) Unwrap() error { return context.DeadlineExceeded }
+
+// preloaderOwn are variables of this program's prefix that the preloader reads.
+var preloaderOwn = []string{"PRELOADER_GPU_GRACE", "PRELOADER_GPU_HOST_MEMORY", waitedVariable}
+
+// warnOfStrangers says which variables of this program's prefix it does not know.
+// Kubernetes itself sets some for a Service of that name.
+func (c *Command) warnOfStrangers() {
+	known := slices.Clone(preloaderOwn)
+	(&Options{}).flags().VisitAll(func(f *flag.Flag) { known = append(known, variableOf(f.Name)) })
+	for _, e := range c.Environ {
+		name, value, _ := strings.Cut(e, "=")
+		rest, own := strings.CutPrefix(name, "PRELOADER_GPU_")
+		if !own || value == "" || slices.Contains(known, name) ||
+			strings.HasPrefix(rest, "SERVICE_") || strings.HasPrefix(rest, "PORT") {
+			continue
+		}
+		fmt.Fprintf(c.Stderr, "preloader-gpu: the environment variable %s is no setting and is ignored\n", name)
+	}
 }
 
 // exitCode is 0 unless a failure was asked to be one, or a signal ended the run.
@@ -226,24 +261,26 @@ func variableOf(name string) string {
 func (o *Options) flags() *flag.FlagSet {
 	*o = Options{ReadBack: ReadBackSample}
 	f := flag.NewFlagSet("preloader-gpu", flag.ContinueOnError)
-	f.BoolVar(&o.Fail, "fail", false, "exit with 80 if a GPU is not fit for work, 65 if a file does not hold what it should")
-	f.BoolVar(&o.JSON, "json", false, "report in one line of JSON")
-	f.DurationVar(&o.Stall, "call-timeout", time.Minute, "how long one call into the driver may take")
-	f.DurationVar(&o.Deadline, "deadline", 0, "how long the run may take; 0 for as long as it needs")
-	f.DurationVar(&o.Wait, "wait", time.Minute, "how long to wait for the fabric manager")
+	f.BoolFunc("fail", "exit with 80 if a GPU is not fit for work, 65 if a file does not hold what it should, 66 if there "+
+		"is no model, 74 if a file cannot be read", yesOrNo(&o.Fail))
+	f.BoolFunc("json", "report in one line of JSON", yesOrNo(&o.JSON))
+	o.Stall, o.Wait = time.Minute, time.Minute
+	f.Func("call-timeout", "how `long` one call into the driver may take (default 1m)", timeIn(&o.Stall, time.Millisecond))
+	f.Func("deadline", "how `long` the run may take; 0 for as long as it needs (default 0)", timeIn(&o.Deadline, 0))
+	f.Func("wait", "how `long` to wait for the fabric manager (default 1m)", timeIn(&o.Wait, 0))
 	f.Func("cuda", "the `version` of CUDA that the driver must support, such as 12.4", func(v string) (err error) {
 		o.CUDA, err = parseCUDAVersion(v)
 		return err
 	})
-	f.Func("devices", "how many `GPUs` must be there (default 1)", inRange(&o.Devices, 1, 64))
+	f.Func("devices", "how `many` GPUs must be there (default 1)", inRange(&o.Devices, 1, 64))
 	f.Func("memory", "how many `bytes` must be free on all GPUs together, such as 40Gi", bytesIn(&o.Memory, 0, 1<<50))
 	o.Link, o.BufferSize, o.Buffers, o.Readers = 256<<20, 16<<20, 4, 3
 	f.Func("link", "how many `bytes` to copy each way to measure a link; 0 for none (default 256Mi)", bytesIn(&o.Link, 0, 16<<30))
-	f.Func("buffers", "how many page-locked buffers a GPU gets, `2 to 16` (default 4)", inRange(&o.Buffers, 2, 16))
+	f.Func("buffers", "how `many` page-locked buffers a GPU gets, 2 to 16 (default 4)", inRange(&o.Buffers, 2, 16))
 	f.Func("buffer-size", "their size in `bytes`, 1Mi to 256Mi (default 16Mi)", bytesIn(&o.BufferSize, 1<<20, 256<<20))
-	f.Func("readers", "how many threads read files for a GPU, fewer than buffers: `1 to 15` (default 3)",
+	f.Func("readers", "how `many` threads read files for a GPU, fewer than buffers: 1 to 15 (default 3)",
 		inRange(&o.Readers, 1, 15))
-	f.Func("read-back", "how much to compare in GPU memory: `sample, all or off` (default sample)", func(v string) error {
+	f.Func("read-back", "how `much` to compare in GPU memory: sample, all or off (default sample)", func(v string) error {
 		if !slices.Contains([]ReadBack{ReadBackSample, ReadBackAll, ReadBackOff}, ReadBack(v)) {
 			return errors.New("want sample, all or off")
 		}
@@ -251,6 +288,31 @@ func (o *Options) flags() *flag.FlagSet {
 		return nil
 	})
 	return f
+}
+
+func yesOrNo(into *bool) func(string) error {
+	return func(v string) error {
+		yes, err := strconv.ParseBool(v)
+		if err != nil {
+			return errors.New("want true or false")
+		}
+		*into = yes
+		return nil
+	}
+}
+
+func timeIn(into *time.Duration, least time.Duration) func(string) error {
+	return func(v string) error {
+		d, err := quantity.ParseSeconds(v)
+		if err != nil {
+			return err
+		}
+		if d < least {
+			return fmt.Errorf("want %v or more", least)
+		}
+		*into = d
+		return nil
+	}
 }
 
 func inRange(into *int, least, most int) func(string) error {

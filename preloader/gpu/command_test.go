@@ -82,7 +82,7 @@ func TestParseOptions(t *testing.T) {
 func TestParseOptionsRefuses(t *testing.T) {
 	for name, wrong := range map[string]string{
 		"devices": "0", "memory": "-1", "link": "1Ti", "buffers": "1", "buffer-size": "1", "readers": "none", "read-back": "some",
-		"cuda": "new", "wait": "soon", "fail": "perhaps", "deadline": "1",
+		"cuda": "new", "wait": "soon", "fail": "perhaps", "deadline": "-1", "call-timeout": "0",
 	} {
 		if _, _, code, err := ParseOptions(
 			[]string{"--" + name + "=" + wrong},
@@ -110,9 +110,11 @@ func TestUsage(t *testing.T) {
 		"help":                   {[]string{"help"}, ExitOK, "PRELOADER_GPU_CALL_TIMEOUT", ""},
 		"the version":            {[]string{"version"}, ExitOK, "preloader-gpu ", ""},
 		"an unknown command":     {[]string{"pull"}, ExitUsage, "", `unknown command "pull"`},
-		"an unknown flag":        {[]string{"preflight", "--speed"}, ExitUsage, "", "-speed"},
-		"load without a model":   {[]string{"load"}, ExitUsage, "", "load takes"},
-		"preflight with a model": {[]string{"preflight", "/mnt/models"}, ExitUsage, "", "preflight none"},
+		"an unknown flag":        {[]string{"preflight", "--speed"}, ExitUsage, "", `-speed; "preloader-gpu help" lists`},
+		"a time without meaning": {[]string{"preflight", "--wait=soon"}, ExitUsage, "", "want seconds, or a duration such as 20s"},
+		"neither yes nor no":     {[]string{"preflight", "--fail=maybe"}, ExitUsage, "", "want true or false"},
+		"load without a model":   {[]string{"load"}, ExitUsage, "", "load takes the folder"},
+		"preflight with a model": {[]string{"preflight", "/mnt/models"}, ExitUsage, "", "for a model, use load"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := run(t, nil, tc.args...)
@@ -124,6 +126,17 @@ func TestUsage(t *testing.T) {
 				t.Errorf("the driver was called: %v", out.journal)
 			}
 		})
+	}
+}
+
+func TestVariablesThatMeanNothingAreNamed(t *testing.T) {
+	out := run(t, settings{
+		"PRELOADER_GPU_LINKS": "1Mi", "PRELOADER_GPU_GRACE": "1m", "PRELOADER_GPU_HOST_MEMORY": "1Gi", "PRELOADER_GPU_LINK": "0",
+		"PRELOADER_GPU_SERVICE_HOST": "10.0.0.1", "PRELOADER_GPU_PORT_80_TCP": "tcp://10.0.0.1:80", "PRELOADER_GPU_WAIT": "",
+	}, "preflight")
+	const want = "preloader-gpu: the environment variable PRELOADER_GPU_LINKS is no setting and is ignored\n"
+	if out.code != 0 || out.stderr != want {
+		t.Errorf("code %d, said %q, want %q", out.code, out.stderr, want)
 	}
 }
 

@@ -134,7 +134,7 @@ func explain(err error) Finding {
 		f.Reason = "Stopped"
 	case errors.Is(err, context.DeadlineExceeded):
 		f.Reason = "DeadlineExceeded"
-		f.Advice = "Raise PRELOADER_GPU_DEADLINE if the machine is merely slow."
+		f.Advice = "Raise PRELOADER_GPU_DEADLINE if the machine is merely slow; otherwise look for Xid in the node's kernel log."
 	}
 	return f
 }

@@ -63,6 +63,8 @@ func TestPodStartsWhateverTheGPU(t *testing.T) {
 		wantText    string
 		// wantCode is that with PRELOADER_GPU_FAIL=true.
 		wantCode preloader.ExitCode
+		// wantNot is what the log must not hold, unless it is empty.
+		wantNot string
 	}{
 		"a healthy GPU": {
 			env: settings{
@@ -77,6 +79,12 @@ func TestPodStartsWhateverTheGPU(t *testing.T) {
 			},
 			wantVerdict: "healthy",
 			wantText:    "GPU load: healthy, 1 × FAKE GPU, 21.0 MB in ",
+		},
+		"a model larger than what is free": {
+			env:         settings{"PRELOADER_GPU": "preflight", "FAKE_CUDA_FREE": "9000000"},
+			wantVerdict: "degraded",
+			wantReason:  "NotEnoughMemory",
+			wantText:    "The model's weights come to 21.0 MB, and the GPUs have 9.0 MB free",
 		},
 		"a GPU with a blemish": {
 			env: settings{"PRELOADER_GPU": "preflight", "FAKE_NVML_ECC": "1"}, wantVerdict: "degraded", wantReason: "EccErrors",
@@ -128,6 +136,7 @@ func TestPodStartsWhateverTheGPU(t *testing.T) {
 		"a driver that crashes": {
 			env:         settings{"PRELOADER_GPU": "preflight", "FAKE_CUDA_CRASH": "cuInit"},
 			wantVerdict: "unhealthy", wantReason: "Crashed", wantText: "the driver is broken", wantCode: preloader.ExitGPU,
+			wantNot: "goroutine",
 		},
 		"a setting that the GPU program refuses": {
 			env:         settings{"PRELOADER_GPU": "preflight", "PRELOADER_GPU_CUDA": "new"},
@@ -155,6 +164,9 @@ func TestPodStartsWhateverTheGPU(t *testing.T) {
 				!strings.Contains(last, tc.wantText) ||
 				!strings.Contains(log, tc.wantText) {
 				t.Errorf("verdict %+v\n%s\n%s", report.GPU, last, log)
+			}
+			if tc.wantNot != "" && strings.Contains(log, tc.wantNot) {
+				t.Errorf("the log holds %q:\n%s", tc.wantNot, log)
 			}
 			env := settings{"PRELOADER_GPU_FAIL": "true"}
 			maps.Copy(env, tc.env)
@@ -229,6 +241,13 @@ func TestPreloaderHandsCommandsOver(t *testing.T) {
 	}
 	if code, out := run(path, "preflight", "--fail"); code != int(ExitGPU) || !strings.Contains(out, "DriverMismatch") {
 		t.Errorf("code %d\n%s", code, out)
+	}
+	crashing := exec.Command(path, "preflight")
+	crashing.Env = []string{"LD_LIBRARY_PATH=" + must(t, fakes), "FAKE_CUDA_CRASH=cuInit"}
+	out, _ := crashing.CombinedOutput()
+	if code := crashing.ProcessState.ExitCode(); code != int(ExitGPU) || bytes.Count(out, []byte("\n")) != 2 ||
+		!bytes.Contains(out, []byte("the driver is broken")) {
+		t.Errorf("a driver that crashes: code %d\n%s", code, out)
 	}
 	alone := filepath.Join(t.TempDir(), "preloader")
 	if err := os.Link(path, alone); err != nil {

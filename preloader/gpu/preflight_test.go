@@ -88,7 +88,7 @@ func TestPreflightForPeople(t *testing.T) {
 	out := run(t, settings{"FAKE_NVML_PROCESSES": "4242:1500000000", "FAKE_NVML_ECC": "3"}, "preflight", "--link", "1Mi")
 	for _, want := range []string{
 		"GPU preflight: degraded, after ", "driver 570.00.fake, for CUDA up to 12.8",
-		"GPU 0  FAKE GPU  GPU-fafafafa", "memory  1.1 GB of 1.1 GB free", "/s back, bytes intact; PCIe 1 x1 of 5 x1",
+		"GPU 0  FAKE GPU  GPU-fafafafa", "memory  1.1 GB of 1.1 GB free", "/s back, bytes intact; PCIe gen 1 x1 of gen 5 x1",
 		"ECC; 3 uncorrectable errors; no row remapping pending; persistence mode on; process 4242 holds 1.5 GB",
 		"warning EccErrors: GPU 0: 3 uncorrectable memory errors since the driver was loaded. Reset the GPU",
 	} {
@@ -328,7 +328,8 @@ func TestPreflightSaysWhatIsWrong(t *testing.T) {
 			wantStuck:  true,
 		},
 		"the whole takes too long": {
-			env: settings{"FAKE_CUDA_HANG": "cuInit"}, args: []string{"--deadline", "500ms"}, wantReason: "DeadlineExceeded",
+			env: settings{"FAKE_CUDA_HANG": "cuInit"}, args: []string{"--deadline", "0.5"}, wantReason: "DeadlineExceeded",
+			wantCause:  "took longer than 500ms, while it waited for cuInit",
 			wantAdvice: "PRELOADER_GPU_DEADLINE", wantStuck: true,
 		},
 	}

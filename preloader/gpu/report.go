@@ -231,7 +231,7 @@ func (d *Device) describe(b *strings.Builder) {
 		if d.Health != nil && d.Health.PCIe != nil {
 			fmt.Fprintf(
 				b,
-				"; PCIe %d x%d of %d x%d",
+				"; PCIe gen %d x%d of gen %d x%d",
 				d.Health.PCIe.Gen,
 				d.Health.PCIe.Width,
 				d.Health.PCIe.MaxGen,

@@ -65,7 +65,7 @@ func (t *thread) do(ctx context.Context, name string, call func()) error {
 	case <-timer.C:
 		t.lost = &stuckError{name, t.limit}
 	case <-ctx.Done():
-		t.lost = context.Cause(ctx)
+		t.lost = fmt.Errorf("%w, while it waited for %s", context.Cause(ctx), name)
 	}
 	return t.lost
 }
