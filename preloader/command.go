@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -121,7 +122,7 @@ func (c *Command) pull(ctx context.Context, args []string) ExitCode {
 		opts.TerminationLog = firstOf(c.Getenv("PRELOADER_TERMINATION_LOG"), DefaultTerminationLog)
 		return c.end(log, opts, &Report{}, err)
 	}
-	if len(args) < 2 || len(args)%2 != 0 {
+	if len(args) < 2 || len(args)%2 != 0 || misspelt(args[0]) {
 		failure := noPairs(args)
 		failure.Code = ExitTransient // as KServe's initializer
 		return c.misusedPull(failure)
@@ -142,7 +143,7 @@ func noPairs(args []string) *ExitError {
 	switch {
 	case len(args) == 0:
 		return usageFailure("a source and a directory are missing")
-	case len(args) == 1 && !strings.ContainsAny(args[0], "/:"):
+	case len(args) == 1 && !strings.ContainsAny(args[0], "/:"), misspelt(args[0]):
 		return noCommand(args[0])
 	}
 	return usageFailure("%s has no directory to go to", args[len(args)-1])
@@ -150,14 +151,28 @@ func noPairs(args []string) *ExitError {
 
 // noCommand says that there is no such command, and which one may have been meant.
 func noCommand(word string) *ExitError {
+	failure := usageFailure("there is no command %s", word)
+	if meant := nearest(word, commandNames()); meant != "" {
+		failure.Advice = "Did you mean " + meant + "?"
+	}
+	return failure
+}
+
+// misspelt reports whether a word was meant to be a command rather than the source of a pair.
+func misspelt(word string) bool {
+	if strings.ContainsAny(word, "/:") || nearest(word, commandNames()) == "" {
+		return false
+	}
+	_, err := os.Lstat(word)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+func commandNames() []string {
 	var names []string
 	for _, u := range commands {
 		names = append(names, u.name)
 	}
-	if meant := nearest(word, names); meant != "" {
-		return usageFailure("there is no command %s; did you mean %s?", word, meant)
-	}
-	return usageFailure("there is no command %s", word)
+	return names
 }
 
 // pairsOf pairs an even number of arguments.

@@ -4,7 +4,6 @@ package preloader
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -71,6 +70,7 @@ var topics = []topic{
 		{"bucket-owner", "ACCOUNT", "the account that must own the bucket"},
 		{"archive-size", "auto|SIZE", "bound of what a model that is one archive comes to"},
 		{"archive-files", "100000", "bound of its files, folders and links"},
+		{"volume-size", "auto|SIZE", "what the volume may hold, if that is less than its file system says"},
 	}},
 	{"the node's cache", []setting{
 		{"node-cache", "DIRECTORY", "take and keep files that pods of this node share"},
@@ -199,11 +199,11 @@ func noFlag(verb, name string) error {
 			}
 		}
 	}
-	text := fmt.Sprintf("preloader %s has no flag --%s", verb, name)
+	failure := usageFailure("preloader %s has no flag --%s", verb, name)
 	if meant := nearest(name, names); meant != "" {
-		text += "; did you mean --" + meant + "?"
+		failure.Advice = "Did you mean --" + meant + "?"
 	}
-	return usageFailure("%s", text)
+	return failure
 }
 
 // nearest returns the name that a word was most likely meant to be: one that it begins, or

@@ -394,6 +394,9 @@ func (l *lineTaker) Write(p []byte) (int, error) {
 // gpuVerb hands a command over to the GPU program.
 func (c *Command) gpuVerb(ctx context.Context, verb string, args []string) ExitCode {
 	path, err := findGPUProgram()
+	if err != nil && wantsHelp(args) {
+		return c.help([]string{verb})
+	}
 	if err != nil {
 		fmt.Fprintf(c.Stderr, "preloader %s: %v; use the image preloader-gpu\n", verb, err)
 		return ExitConfig

@@ -230,6 +230,30 @@ func TestPullOntoAFullVolume(t *testing.T) {
 			t.Errorf("%d requests for data, though it could not fit", s.count("Get"))
 		}
 	})
+	t.Run("too small by a bound that its file system does not know", func(t *testing.T) {
+		s := newFaultServer(t)
+		s.put("a/model", noise(1, 3*mebibyte))
+		s.put("b/model", noise(2, 3*mebibyte))
+		dir := t.TempDir()
+		a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+		env := serverSettings(s)
+		env["PRELOADER_VOLUME_SIZE"] = "5Mi"
+		wantCode(t, run(t, env, "s3://models/a", a), ExitOK, "Completed")
+		wantCode(t, run(t, env, "s3://models/a", a), ExitOK, "Completed")
+		if plan, code, _ := planned(t, env, "s3://models/a", a, "s3://models/b", b); code != ExitNoSpace ||
+			*plan.Pairs[1].Disk.Free >= 2*mebibyte+1 {
+			t.Errorf("the plan ends with %d: %+v", code, plan.Pairs[1].Disk)
+		}
+		gets := s.count("Get")
+		out := run(t, env, "s3://models/a", a, "s3://models/b", b)
+		wantCode(t, out, ExitNoSpace, "NoSpace")
+		if want := "needs 3.1 MB more in " + b; !strings.Contains(out.last, want) || !strings.Contains(out.last, "sizeLimit") {
+			t.Errorf("termination message %q lacks %q, or whose limit it is", out.last, want)
+		}
+		if s.count("Get") != gets {
+			t.Errorf("%d requests for data, though it could not fit", s.count("Get")-gets)
+		}
+	})
 	t.Run("filled by somebody else meanwhile", func(t *testing.T) {
 		s := newFaultServer(t)
 		s.put("m/model", noise(1, 30*mebibyte))

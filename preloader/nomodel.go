@@ -12,6 +12,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
+// mostSteps bounds how far up a folder is sought that is there.
+const mostSteps = 8
+
 // nothingFound words the absence of a model, and names what is there in its place.
 func (p *pull) nothingFound(ctx context.Context, listed int) error {
 	f := &ExitError{
@@ -23,13 +26,18 @@ func (p *pull) nothingFound(ctx context.Context, listed int) error {
 		f.Advice = "Check STORAGE_ALLOW_PATTERNS and STORAGE_IGNORE_PATTERNS."
 		return f
 	}
-	at := strings.TrimSuffix(p.at.path, "/")
-	parent := strings.TrimSuffix(path.Dir("/"+at), "/")
-	parent = strings.TrimPrefix(parent, "/")
-	if parent != "" {
-		parent += "/"
+	at, parent := strings.TrimSuffix(p.at.path, "/"), ""
+	var beside []string
+	for range mostSteps { // up to the folder that is there
+		parent = strings.TrimPrefix(path.Dir("/"+at), "/")
+		if parent != "" {
+			parent += "/"
+		}
+		if beside = p.beside(ctx, parent); len(beside) > 0 || parent == "" {
+			break
+		}
+		at = strings.TrimSuffix(parent, "/")
 	}
-	beside := p.beside(ctx, parent)
 	if len(beside) == 0 {
 		return f
 	}
@@ -42,7 +50,7 @@ func (p *pull) nothingFound(ctx context.Context, listed int) error {
 	if len(beside) > mostNamed {
 		text += " and more"
 	}
-	f.Advice = "In " + where + " there is " + text + ". " + f.Advice
+	f.Advice = "What is in " + where + ": " + text + ". " + f.Advice
 	return f
 }
 

@@ -108,6 +108,11 @@ type Options struct {
 	ArchiveSize  int64
 	ArchiveFiles int
 
+	// VolumeSize bounds what all directories of a pull may hold together, in bytes; 0 leaves it to their file systems.
+	VolumeSize int64
+	// filled are these directories.
+	filled []string
+
 	// NodeCache is a directory that pods of this node share; empty for none.
 	NodeCache string
 	// NodeCacheSize bounds it, in bytes; 0 stands for half of its file system.
@@ -306,6 +311,7 @@ func (e environment) readNumbers(opts *Options) error {
 		{"PRELOADER_STALL", firstOf(stall, "20s"), intoDuration(&opts.Stall, time.Millisecond)},
 		{"PRELOADER_ARCHIVE_SIZE", "auto", orAuto(intoBytes(&opts.ArchiveSize, 1))},
 		{"PRELOADER_ARCHIVE_FILES", "100000", intoCount(&opts.ArchiveFiles, 1, 100_000_000)},
+		{"PRELOADER_VOLUME_SIZE", "auto", orAuto(intoBytes(&opts.VolumeSize, 1))},
 		{"PRELOADER_NODE_CACHE_SIZE", "auto", orAuto(intoBytes(&opts.NodeCacheSize, mebibyte))},
 		{"PRELOADER_NODE_CACHE_WAIT", "5m", intoDuration(&opts.NodeCacheWait, 0)},
 		{"PRELOADER_DEADLINE", "0", intoDuration(&opts.Deadline, 0)},

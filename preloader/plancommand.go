@@ -136,7 +136,7 @@ type planner struct {
 // The plan is never nil; an error is what Pull would end with and is also in the
 // plan, unless the context ended.
 func MakePlan(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*Plan, error) {
-	opts = opts.settled()
+	opts = opts.settled().filling(pairs)
 	m := &planner{opts: opts, log: log, limits: readLimits(os.DirFS("/")), taken: map[uint64]int64{}}
 	plan := &Plan{Memory: MemoryPlan{Limit: m.limits.memory}}
 	if m.limits.memory > 0 || m.limits.available > 0 {
@@ -394,11 +394,10 @@ func eachOf[T any](ctx context.Context, atOnce int, items iter.Seq[T], call func
 	return context.Cause(ctx)
 }
 
-// disk compares what is missing with what the file system has left after the
-// pairs before.
+// disk compares what is missing with what the volume has left after the pairs before.
 func (m *planner) disk(p *pull, plan *PairPlan) error {
 	plan.Disk = DiskPlan{Needed: p.need(), InMemory: p.store.memory}
-	free, known := p.store.free()
+	free, known := p.store.left(p.opts)
 	if !known {
 		return nil
 	}

@@ -43,7 +43,7 @@ func Pull(ctx context.Context, opts Options, pairs []Pair, log *slog.Logger) (*R
 		ctx, cancel = context.WithTimeout(ctx, opts.Deadline)
 		defer cancel()
 	}
-	opts = opts.settled()
+	opts = opts.settled().filling(pairs)
 	total := &Report{}
 	for i, pair := range pairs {
 		start := time.Now()
@@ -547,10 +547,10 @@ func (p *pull) measureCache() {
 	}
 }
 
-// fits compares what is to come with what the file system has left, so that a
-// volume that is too small fails at once and says by how much.
+// fits compares what is to come with what the volume has left, so that one that is
+// too small fails at once and says by how much.
 func (p *pull) fits() error {
-	if free, known := p.store.free(); known {
+	if free, known := p.store.left(p.opts); known {
 		return p.fitsInto(p.need(), free)
 	}
 	return nil
@@ -575,10 +575,15 @@ func (p *pull) fitsInto(need, free int64) error {
 	if need <= free {
 		return nil
 	}
+	lacking := strconv.FormatInt((need-free)/mebibyte+1, 10) + "Mi"
+	advice := "Give the volume at least " + lacking + " more room."
+	if onDisk, known := p.store.free(); !known || need <= onDisk {
+		advice = "Raise the volume's sizeLimit, of which PRELOADER_VOLUME_SIZE tells, by at least " + lacking + "."
+	}
 	return &ExitError{
 		Code: ExitNoSpace, Reason: "NoSpace",
 		Cause: fmt.Sprintf("the model needs %s more in %s, which has %s left",
 			quantity.FormatBytes(need), p.pair.Dest, quantity.FormatBytes(free)),
-		Advice: "Give the volume at least " + strconv.FormatInt((need-free)/mebibyte+1, 10) + "Mi more room.",
+		Advice: advice,
 	}
 }

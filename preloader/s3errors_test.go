@@ -83,8 +83,9 @@ func TestAModelThatIsNotThereIsSought(t *testing.T) {
 		"s3://models/lama":         "Did you mean s3://models/llama?",
 		"s3://models/team/bart/":   "Did you mean s3://models/team/bert?",
 		"s3://models/team/note":    "Did you mean s3://models/team/notes.txt?",
-		"s3://models/team/mistral": "In s3://models/team/ there is bert, gpt2, notes.txt.",
-		"s3://models/nothing/here": "no model found in s3://models/nothing/here. Check the path",
+		"s3://models/team/mistral": "What is in s3://models/team/: bert, gpt2, notes.txt. Check the path",
+		"s3://models/tema/bert":    "Did you mean s3://models/team?",
+		"s3://models/nothing/here": "What is in s3://models/: llama, team. Check the path",
 	} {
 		out := run(t, serverSettings(s), source, t.TempDir())
 		wantCode(t, out, ExitNotFound, "NoModel")

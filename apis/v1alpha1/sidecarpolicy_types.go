@@ -290,8 +290,8 @@ type PreloadVolume struct {
 	// +kubebuilder:default=Disk
 	Medium VolumeMedium `json:"medium,omitempty"`
 
-	// sizeLimit is the most that the emptyDir may hold; a pod whose model is larger is evicted. Without it the node's
-	// disk is the limit.
+	// sizeLimit is the most that the emptyDir may hold; a model that is larger is refused before it is fetched. Without it
+	// the node's disk is the limit.
 	// +optional
 	SizeLimit *resource.Quantity `json:"sizeLimit,omitempty"`
 

@@ -84,6 +84,10 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 	}
 	switch verb {
 	case "preflight", "load":
+		if wantsHelp(args) {
+			c.help(c.Stdout)
+			return ExitOK
+		}
 		return c.check(ctx, verb, args)
 	case "version":
 		fmt.Fprintln(c.Stdout, "preloader-gpu", Version())
@@ -98,6 +102,11 @@ func (c *Command) Run(ctx context.Context) ExitCode {
 	fmt.Fprintf(c.Stderr, "preloader-gpu: unknown command %q\n", verb)
 	c.help(c.Stderr)
 	return ExitUsage
+}
+
+// wantsHelp reports whether a flag asks for help.
+func wantsHelp(args []string) bool {
+	return slices.ContainsFunc(args, func(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" })
 }
 
 func (c *Command) help(w io.Writer) {

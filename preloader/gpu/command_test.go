@@ -108,6 +108,7 @@ func TestUsage(t *testing.T) {
 	}{
 		"nothing":                {nil, ExitUsage, "Usage:", ""},
 		"help":                   {[]string{"help"}, ExitOK, "PRELOADER_GPU_CALL_TIMEOUT", ""},
+		"help among flags":       {[]string{"load", "--fail", "-h"}, ExitOK, "PRELOADER_GPU_CALL_TIMEOUT", ""},
 		"the version":            {[]string{"version"}, ExitOK, "preloader-gpu ", ""},
 		"an unknown command":     {[]string{"pull"}, ExitUsage, "", `unknown command "pull"`},
 		"an unknown flag":        {[]string{"preflight", "--speed"}, ExitUsage, "", `-speed; "preloader-gpu help" lists`},

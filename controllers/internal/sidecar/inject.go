@@ -43,7 +43,9 @@ func (s Settings) CheckAllowed(image string) error {
 const (
 	envVerify = "PRELOADER_VERIFY"
 	envIO     = "PRELOADER_IO"
-	s3Scheme  = "s3://"
+	// envVolumeSize tells the preloader of a bound that the file system of an emptyDir on disk does not know.
+	envVolumeSize = "PRELOADER_VOLUME_SIZE"
+	s3Scheme      = "s3://"
 )
 
 // Inject writes a plan into a pod. Doing it again changes nothing, and it may be done before or after KServe's webhook:

@@ -4,6 +4,7 @@ package sidecar
 
 import (
 	"maps"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -90,11 +91,18 @@ func volumeSource(want *v1alpha1.PreloadVolume) corev1.VolumeSource {
 }
 
 // equipStorage gives the container that fetches the model its resources and its volume. What it writes to a volume in
-// memory is charged to it, so that its limit rises by the volume's.
+// memory is charged to it, so that its limit rises by the volume's. On disk it is told the volume's limit: the pod would be
+// evicted when it has written more, again and again.
 func equipStorage(pod *corev1.Pod, c *corev1.Container, preload Preload) {
 	replaced, asAsked := setVolume(pod, c, preload.Volume)
 	setResources(c, preload.Resources)
-	if preload.Volume == nil || preload.Volume.Medium != v1alpha1.MediumMemory || preload.Volume.SizeLimit == nil {
+	if preload.Volume == nil || preload.Volume.SizeLimit == nil || preload.Volume.Ephemeral != nil {
+		return
+	}
+	if preload.Volume.Medium != v1alpha1.MediumMemory {
+		if asAsked && preload.Volume.SizeLimit.Sign() > 0 { // the kubelet takes 0 for no limit
+			setEnv(c, envVolumeSize, strconv.FormatInt(preload.Volume.SizeLimit.Value(), 10))
+		}
 		return
 	}
 	limit, limited := c.Resources.Limits[corev1.ResourceMemory]

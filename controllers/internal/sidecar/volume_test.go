@@ -36,6 +36,8 @@ func TestInjectStorage(t *testing.T) {
 		wantRequests corev1.ResourceList
 		wantLimits   corev1.ResourceList
 		wantVolume   corev1.VolumeSource
+		// wantBound is what the preloader is told of the volume's limit.
+		wantBound string
 	}{
 		"nothing is asked: KServe's stay": {
 			wantRequests: list("100m", "100Mi"), wantLimits: list("1", "1Gi"), wantVolume: kserves,
@@ -53,7 +55,18 @@ func TestInjectStorage(t *testing.T) {
 		"a size limit": {
 			preload:      sidecar.Preload{Volume: &v1alpha1.PreloadVolume{Medium: v1alpha1.MediumDisk, SizeLimit: &size}},
 			wantRequests: list("100m", "100Mi"), wantLimits: list("1", "1Gi"),
-			wantVolume: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &size}},
+			wantVolume: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &size}}, wantBound: "4294967296",
+		},
+		"a size limit of nothing, which the kubelet takes for none": {
+			preload:      sidecar.Preload{Volume: &v1alpha1.PreloadVolume{SizeLimit: &resource.Quantity{}}},
+			wantRequests: list("100m", "100Mi"), wantLimits: list("1", "1Gi"),
+			wantVolume: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &resource.Quantity{}}},
+		},
+		"a size limit for a volume that the InferenceService declares": {
+			preload:      sidecar.Preload{Volume: &v1alpha1.PreloadVolume{SizeLimit: &size}},
+			declared:     &corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "own"}},
+			wantRequests: list("100m", "100Mi"), wantLimits: list("1", "1Gi"),
+			wantVolume: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "own"}},
 		},
 		"in memory, which is charged to the writer": {
 			preload:      sidecar.Preload{Volume: inMemory},
@@ -91,7 +104,7 @@ func TestInjectStorage(t *testing.T) {
 		"the parent of several models": {
 			preload: sidecar.Preload{Volume: &v1alpha1.PreloadVolume{SizeLimit: &size}}, mount: "/mnt",
 			wantRequests: list("100m", "100Mi"), wantLimits: list("1", "1Gi"),
-			wantVolume: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &size}},
+			wantVolume: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: &size}}, wantBound: "4294967296",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -112,6 +125,15 @@ func TestInjectStorage(t *testing.T) {
 				}
 				if diff := cmp.Diff(tc.wantLimits, c.Resources.Limits); diff != "" {
 					t.Errorf("limits (-want +got):\n%s", diff)
+				}
+				var bound string
+				for _, e := range c.Env {
+					if e.Name == "PRELOADER_VOLUME_SIZE" {
+						bound += e.Value
+					}
+				}
+				if bound != tc.wantBound {
+					t.Errorf("the preloader is told of a volume of %q bytes, want %q", bound, tc.wantBound)
 				}
 				if diff := cmp.Diff(tc.wantVolume, volume.VolumeSource); diff != "" {
 					t.Errorf("volume (-want +got):\n%s", diff)

@@ -15,8 +15,8 @@ type PreloadVolumeApplyConfiguration struct {
 	// medium says where the emptyDir is: on the node's Disk, or in its Memory, where the model counts against the
 	// memory of the pod.
 	Medium *apisv1alpha1.VolumeMedium `json:"medium,omitempty"`
-	// sizeLimit is the most that the emptyDir may hold; a pod whose model is larger is evicted. Without it the node's
-	// disk is the limit.
+	// sizeLimit is the most that the emptyDir may hold; a model that is larger is refused before it is fetched. Without it
+	// the node's disk is the limit.
 	SizeLimit *resource.Quantity `json:"sizeLimit,omitempty"`
 	// ephemeral keeps the model on a volume that is made for the pod and goes with it.
 	Ephemeral *EphemeralVolumeApplyConfiguration `json:"ephemeral,omitempty"`
