@@ -11,10 +11,14 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+
 	"serverless.xyz/outrigger/apis/v1alpha1"
+	"serverless.xyz/outrigger/routing"
 )
 
-// say tells a rollout with a strategy what to do, for the turn that it is at, and waits until it has obeyed.
+// say tells a rollout with a strategy what to do, for the turn that it is at, and waits until it has obeyed and the share
+// that follows from it is in force.
 func (a *app) say(v verb) func(*session, []string) error {
 	return func(s *session, args []string) error {
 		r, err := s.get(args[0])
@@ -30,9 +34,22 @@ func (a *app) say(v verb) func(*session, []string) error {
 			return err
 		}
 		return a.await(s, r.Name, v.name, func(now *v1alpha1.CanaryRollout) (bool, error) {
-			return now.Status.Turn != turn, nil
+			return now.Status.Turn != turn && inForce(now), nil
 		})
 	}
+}
+
+// inForce reports whether a rollout's canary has the share that its progress asks for, or the rollout says why not. A
+// share that is taken back gradually takes minutes.
+func inForce(r *v1alpha1.CanaryRollout) bool {
+	applied := r.Status.Weights.Applied
+	if applied == nil || !meta.IsStatusConditionTrue(r.Status.Conditions, v1alpha1.ConditionReady) {
+		return true
+	}
+	if r.Status.Phase == v1alpha1.PhaseRollingBack {
+		return applied.Canary == 0 || r.Spec.Strategy.Abort.Mode == v1alpha1.AbortGradual
+	}
+	return applied.Canary == routing.Percent(*r.Spec.Strategy, r.Status.RolloutProgress, applied, 0, time.Now())
 }
 
 // applicable returns why a verb would do nothing.

@@ -5,12 +5,15 @@ package main
 import (
 	"fmt"
 	"io"
+	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 )
@@ -35,6 +38,7 @@ func newRoot(a *app) *cobra.Command {
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl outrigger"},
 		Args:          cobra.ArbitraryArgs,
 		RunE:          helpOrComplain,
+		Version:       version(),
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w; %w", err, errUsage) })
@@ -58,7 +62,12 @@ func newRoot(a *app) *cobra.Command {
 // helpOrComplain answers who names no command, or none that there is.
 func helpOrComplain(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return fmt.Errorf("there is no command %q; %w", args[0], errUsage)
+		meant := ""
+		cmd.SuggestionsMinimumDistance = 2
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			meant = "did you mean " + strings.Join(near, " or ") + "? "
+		}
+		return fmt.Errorf("there is no command %q; %s%w", args[0], meant, errUsage)
 	}
 	return cmd.Help()
 }
@@ -100,7 +109,38 @@ func (a *app) command(use, short string, arguments int, do func(*session, []stri
 			}
 			return do(s, args)
 		},
+		ValidArgsFunction: a.completeName,
 	}
+}
+
+// completeName offers the names of the namespace's rollouts to a shell. Without an API server there are none to offer.
+func (a *app) completeName(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	const no = cobra.ShellCompDirectiveNoFileComp
+	if len(args) > 0 {
+		return nil, no
+	}
+	s, err := a.connect(cmd.Context())
+	if err != nil {
+		return nil, no
+	}
+	var list v1alpha1.CanaryRolloutList
+	if err := s.client.List(s.ctx, &list, client.InNamespace(s.namespace)); err != nil {
+		return nil, no
+	}
+	var names []cobra.Completion
+	for i := range list.Items {
+		names = append(names, list.Items[i].Name)
+	}
+	return names, no
+}
+
+// version is that of the source that this was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "(unknown)"
+	}
+	return info.Main.Version
 }
 
 func (a *app) planCommand() *cobra.Command {

@@ -3,16 +3,22 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	yamlutil "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -152,12 +158,9 @@ func (a *app) fromFile(s *session, file string) (*v1alpha1.CanaryRollout, error)
 	if err != nil {
 		return nil, err
 	}
-	object := &unstructured.Unstructured{}
-	if err := yaml.Unmarshal(raw, &object.Object); err != nil {
+	object, err := rolloutIn(raw)
+	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", file, err)
-	}
-	if kind := object.GetKind(); kind != "CanaryRollout" {
-		return nil, fmt.Errorf("%s holds a %q; it must hold one CanaryRollout", file, kind)
 	}
 	if object.GetNamespace() == "" {
 		object.SetNamespace(s.namespace)
@@ -173,6 +176,40 @@ func (a *app) fromFile(s *session, file string) (*v1alpha1.CanaryRollout, error)
 	}
 	r.Spec.DryRun = false
 	return &r, nil
+}
+
+// rolloutIn returns the one CanaryRollout among the documents of a file.
+func rolloutIn(raw []byte) (*unstructured.Unstructured, error) {
+	var found *unstructured.Unstructured
+	var others []string
+	documents := yamlutil.NewYAMLReader(bufio.NewReader(bytes.NewReader(raw)))
+	for {
+		text, err := documents.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("splitting it into documents: %w", err)
+		}
+		one := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal(text, &one.Object); err != nil {
+			return nil, err //nolint:wrapcheck // it names the line.
+		}
+		switch kind := one.GetKind(); {
+		case len(one.Object) == 0: // comments
+		case kind != "CanaryRollout":
+			others = append(others, strconv.Quote(kind))
+		case found != nil:
+			return nil, errors.New("it holds several CanaryRollouts; it must hold one")
+		default:
+			found = one
+		}
+	}
+	if found == nil {
+		return nil, fmt.Errorf("it holds no CanaryRollout but %s; it must hold one CanaryRollout",
+			cmp.Or(strings.Join(others, ", "), "nothing"))
+	}
+	return found, nil
 }
 
 func (a *app) read(file string) ([]byte, error) {

@@ -252,6 +252,15 @@ func TestPlanOfAFile(t *testing.T) {
 	if code != 1 || !strings.Contains(stderr, "spec.canaryPercent") {
 		t.Errorf("a plan of 700 percent exits %d: %s", code, stderr)
 	}
+	others := "# some words\n---\napiVersion: v1\nkind: Pod\n---\n" + text + "---\napiVersion: v1\nkind: Secret\n"
+	if code, stdout, stderr = c.plugin(t, ns, others, "canary", "plan", "-f", "-"); code != 0 ||
+		!strings.Contains(stdout, "would get 7 percent") {
+		t.Errorf("plan of a file with more in it exits %d: %s%s", code, stdout, stderr)
+	}
+	code, _, stderr = c.plugin(t, ns, text+"---\n"+text, "canary", "plan", "-f", "-")
+	if code != 1 || !strings.Contains(stderr, "several CanaryRollouts") {
+		t.Errorf("a plan of two rollouts exits %d: %s", code, stderr)
+	}
 	code, _, stderr = c.plugin(t, ns, "kind: Pod\napiVersion: v1", "canary", "plan", "-f", "-")
 	if code != 1 || !strings.Contains(stderr, "must hold one CanaryRollout") {
 		t.Errorf("a plan of a Pod exits %d: %s", code, stderr)
@@ -290,7 +299,13 @@ func TestVerbs(t *testing.T) {
 	if got := do[report](t, c, ns, "resume", "digits"); got.Suspended {
 		t.Errorf("after resume: %+v", got)
 	}
-	do[report](t, c, ns, "promote", "digits")
+	says := func(verb string, percent int32) {
+		t.Helper()
+		if got := do[report](t, c, ns, verb, "digits"); got.Canary.Applied == nil || *got.Canary.Applied != percent {
+			t.Errorf("%s returns before the canary has %d percent: %+v, %+v", verb, percent, got, got.Phase)
+		}
+	}
+	says("promote", 50)
 	await("Paused", 50)
 	code, _, stderr := c.plugin(t, ns, "", "canary", "retry", "digits")
 	if code != 1 || !strings.Contains(stderr, "retry does nothing in phase Paused; it does in RolledBack, Holding") {
@@ -300,11 +315,11 @@ func TestVerbs(t *testing.T) {
 	if code != 1 || !strings.Contains(stderr, "has a strategy") {
 		t.Errorf("set-percent of a rollout with steps exits %d: %s", code, stderr)
 	}
-	do[report](t, c, ns, "abort", "digits")
+	says("abort", 0)
 	await("RolledBack", 0)
 	do[report](t, c, ns, "retry", "digits")
 	await("Paused", 10)
-	do[report](t, c, ns, "skip", "digits")
+	says("skip", 100)
 	await("Succeeded", 100)
 	_, text, _ := c.plugin(t, ns, "", "canary", "status", "digits")
 	if !strings.HasPrefix(text, "verbs/digits  Succeeded · Ready\n") || !strings.Contains(text, "\n  why ") {
@@ -324,7 +339,7 @@ func TestComplaints(t *testing.T) {
 	}{
 		"no such rollout":          {[]string{"canary", "status", "x"}, 1, `no CanaryRollout "x" in namespace "complaints"`},
 		"no such rollout to watch": {[]string{"canary", "watch", "x"}, 1, `no CanaryRollout "x" in namespace "complaints"`},
-		"no such command":          {[]string{"canary", "prommote", "x"}, 2, `no command "prommote"`},
+		"no such command":          {[]string{"canary", "prommote", "x"}, 2, `no command "prommote"; did you mean promote?`},
 		"no such topic":            {[]string{"canry"}, 2, `no command "canry"`},
 		"no name":                  {[]string{"canary", "promote"}, 2, "usage: kubectl outrigger canary promote NAME"},
 		"no such flag":             {[]string{"canary", "status", "--frobnicate"}, 2, "unknown flag"},
@@ -342,6 +357,13 @@ func TestComplaints(t *testing.T) {
 		code, stdout, stderr := c.plugin(t, ns, "", tc.args...)
 		if code != tc.wantCode || !strings.Contains(stderr, tc.want) || stdout != "" {
 			t.Errorf("%s: exit %d, want %d; says %q %q, want a word of %q", what, code, tc.wantCode, stdout, stderr, tc.want)
+		}
+	}
+	for _, args := range [][]string{{"promote", ""}, {"set-percent", ""}, {"status", "di"}} {
+		var stdout bytes.Buffer
+		args = append([]string{"__complete", "--kubeconfig", c.bed.State().Kubeconfig, "-n", ns, "canary"}, args...)
+		if code := run(t.Context(), args, nil, &stdout, io.Discard); code != 0 || !strings.HasPrefix(stdout.String(), "digits\n") {
+			t.Errorf("completion of %q exits %d: %q", args, code, stdout.String())
 		}
 	}
 	var out bytes.Buffer

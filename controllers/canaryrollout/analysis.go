@@ -208,8 +208,9 @@ func (m *measurement) verdict(ctx context.Context, source Source) v1alpha1.Metri
 	m.source = source
 	v := v1alpha1.MetricVerdict{Metric: m.metric.Name, DryRun: m.metric.DryRun}
 	var found finding
-	var err error
+	err := m.outOfReach(ctx)
 	switch {
+	case err != nil:
 	case m.metric.BurnRate != nil:
 		found, err = m.burnRate(ctx)
 	case m.probe.share != nil:
@@ -233,6 +234,16 @@ func (m *measurement) verdict(ctx context.Context, source Source) v1alpha1.Metri
 	}
 	v.Result, v.Message = m.judge(found)
 	return v
+}
+
+// outOfReach tells why nothing could be read, while no request counts yet and so nothing else is asked: an address that is
+// wrong is told when the first weights are in force, not minutes later.
+func (m *measurement) outOfReach(ctx context.Context) error {
+	if m.At.Sub(m.From) >= time.Second {
+		return nil
+	}
+	_, _, err := m.source.Number(ctx, "vector(0)", m.At)
+	return err //nolint:wrapcheck // it is told as it is, like those of the metrics.
 }
 
 // judge turns a finding into a verdict.

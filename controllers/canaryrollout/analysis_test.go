@@ -761,4 +761,8 @@ func TestBrokenPrometheus(t *testing.T) {
 	if v.Result != v1alpha1.VerdictError || v.Message != "Prometheus cannot be reached" {
 		t.Errorf("nobody listens: %+v", v)
 	}
+	v = canaryrollout.Measure(t.Context(), c, questionOf("ml", analysisOf(t, errorsOfBoth), at.Add(time.Minute), at)).Verdicts[0]
+	if v.Result != v1alpha1.VerdictError || v.Message != "Prometheus cannot be reached" {
+		t.Errorf("nobody listens, and no request counts yet: %+v", v)
+	}
 }

@@ -98,9 +98,10 @@ func TestSidesComeAndGo(t *testing.T) {
 		{"stable dies while the canary is asked for nothing", percent(0), "v1=100 v2=0 ", notReady},
 		{"stable is back", inferenceService("v1", 3), "v1=100 v2=0 ", v1alpha1.ReasonWeightsApplied},
 		{"half", percent(50), "v1=50 v2=50 ", v1alpha1.ReasonWeightsApplied},
-		{"another canary that is not ready", func() faults.Step {
+		{"another canary that does not exist", func() faults.Step {
 			return edit(`{"spec":{"canary":{"inferenceService":"v3"}}}`)
-		}(), "v1=100 v3=0 ", notReady},
+		}(), "v1=100 v3=0 ", notFound},
+		{"another canary that is not ready", inferenceService("v3", 0), "v1=100 v3=0 ", notReady},
 		{"the other canary is ready", inferenceService("v3", 1), "v1=50 v3=50 ", v1alpha1.ReasonWeightsApplied},
 		{"another stable that does not exist", edit(`{"spec":{"stable":{"inferenceService":"x1"}}}`), "v1=50 v3=50 ", notFound},
 		{"another stable that is not ready", inferenceService("x1", 0), "v1=50 v3=50 ", notReady},

@@ -101,6 +101,8 @@ type plan struct {
 	warmth Warmth
 	// unfit says why the canary, although its pods are ready, may not have traffic; empty if it may.
 	unfit string
+	// canaryGone tells that the canary has no ready pod because there is no such InferenceService, or it is being deleted.
+	canaryGone bool
 	// colours are those in force, in their order.
 	colours []routing.Colour
 	// shadow is the share of requests of which the canary gets a copy, 0 to 100.
@@ -159,6 +161,7 @@ func planFor(rollout *v1alpha1.CanaryRollout, seen observed) plan {
 		return p
 	}
 	canaryReady := seen.canary.ready
+	p.canaryGone = !seen.canary.exists
 	if p.unfit = unfit(rollout, seen); p.unfit != "" {
 		canaryReady = 0
 	}

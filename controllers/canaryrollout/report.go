@@ -100,6 +100,9 @@ func readyCondition(rollout *v1alpha1.CanaryRollout, p plan) status.Condition {
 	case p.unfit != "" && (p.desired.Canary > 0 || p.outcome == routing.OutcomeNoneReady):
 		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonModelNamesDiffer, fmt.Sprintf(
 			"%s gets nothing of the %d percent asked: %s", canary.name, p.desired.Canary, p.unfit))
+	case p.outcome == routing.OutcomeCanaryNotReady && p.canaryGone:
+		return failed(v1alpha1.ConditionReady, v1alpha1.ReasonInferenceServiceNotFound, fmt.Sprintf(
+			"%s does not exist, so it gets nothing of the %d percent asked.", canary.title, p.desired.Canary))
 	case p.outcome == routing.OutcomeCanaryNotReady:
 		return failed(v1alpha1.ConditionReady, notReady, fmt.Sprintf(
 			"%s has no ready pod, so it gets nothing of the %d percent asked.", canary.title, p.desired.Canary))
