@@ -33,6 +33,8 @@ const (
 const (
 	// ReasonReady says that all is as the spec asks.
 	ReasonReady = "Ready"
+	// ReasonNothingPicked says that a policy is in force and picks no InferenceService.
+	ReasonNothingPicked = "NothingPicked"
 	// ReasonNotStalled says that nothing is asked of the user.
 	ReasonNotStalled = "NotStalled"
 	// ReasonScaledToZero says that a Memcached is asked for no instance and has none.

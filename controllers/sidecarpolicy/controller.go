@@ -109,7 +109,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, policy *v1alpha1.SidecarPoli
 	reported := r.reporter.Report(ctx, policy, after, func(o client.Object) []metav1.Condition {
 		return o.(*v1alpha1.SidecarPolicy).Status.Conditions //nolint:forcetypeassert // Report passes what it was given.
 	})
-	return status.Result(wake(t, v, accepted), errors.Join(err, reported))
+	// One that was deleted meanwhile has nothing to be told of.
+	return status.Result(wake(t, v, accepted), errors.Join(err, client.IgnoreNotFound(reported)))
 }
 
 // observe reads lists that it shares with the cache: nothing may be changed in them.

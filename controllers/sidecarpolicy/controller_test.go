@@ -91,7 +91,36 @@ func TestMissingMemcachedStallsUntilItIsThere(t *testing.T) {
 	do(t, w, create(&v1alpha1.Memcached{ObjectMeta: metav1.ObjectMeta{Name: "features"}}))
 	reconcileOnce(t, w)
 	wantCondition(t, w, v1alpha1.ConditionStalled, metav1.ConditionFalse, v1alpha1.ReasonNotStalled)
+	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonNothingPicked)
+	do(t, w, create(inferenceService("a", nil)))
+	reconcileOnce(t, w)
 	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+}
+
+// TestAPolicyThatIsDeletedMeanwhileIsNoError: the cache is behind, and there is nothing left to report to.
+func TestAPolicyThatIsDeletedMeanwhileIsNoError(t *testing.T) {
+	w := newWorld(t)
+	do(t, w, create(preloadPolicy()))
+	p := get(t, w)
+	do(t, w, remove(&v1alpha1.SidecarPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}))
+	r := sidecarpolicy.New(w.Client, w.Client, w.Clock, record.NewFakeRecorder(10), sidecar.Settings{}, &sidecarpolicy.Memo{})
+	if _, err := r.Reconcile(t.Context(), p); err != nil {
+		t.Errorf("reconciling a policy that is gone: %v", err)
+	}
+}
+
+// TestAMisspeltFieldOfAConditionIsHintedAt: such a condition is false for every InferenceService, and no error.
+func TestAMisspeltFieldOfAConditionIsHintedAt(t *testing.T) {
+	w := newWorld(t)
+	p := preloadPolicy()
+	p.Spec.Condition = "isvc.spec.predictor.modle.modelFormat.name == 'pytorch'"
+	do(t, w, create(p), create(inferenceService("a", nil)))
+	reconcileOnce(t, w)
+	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonNothingPicked)
+	c := meta.FindStatusCondition(get(t, w).Status.Conditions, v1alpha1.ConditionReady)
+	if !strings.Contains(c.Message, "A field that an InferenceService does not have makes the condition false") {
+		t.Errorf("message %q does not hint at a field that does not exist", c.Message)
+	}
 }
 
 func TestSelectorThatCannotBeReadStalls(t *testing.T) {

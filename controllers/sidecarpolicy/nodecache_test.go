@@ -161,7 +161,7 @@ func TestNodeCacheLeavesForeignObjectsAlone(t *testing.T) {
 
 func TestAPolicyIsReadyWhenAllNodesHaveTheCacheItShares(t *testing.T) {
 	w := newWorld(t)
-	do(t, w, create(features()), create(sharedPolicy()))
+	do(t, w, create(features()), create(sharedPolicy()), create(inferenceService("a", nil)))
 	reconcileOnce(t, w)
 	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonWaitingForNodeCaches)
 	key := client.ObjectKey{Namespace: w.Namespace, Name: "features"}

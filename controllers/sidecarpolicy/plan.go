@@ -84,7 +84,7 @@ func statusFor(policy *v1alpha1.SidecarPolicy, seen observed, t tally, v verdict
 	if err == nil && v.reason == v1alpha1.ReasonTrialRefused && !isQuota(v.message) {
 		err = status.Stalledf(v.reason, "%s", trialMessage(v))
 	}
-	status.Set(&s.Conditions, policy.Generation, append(conditions(policy, seen, err), rolledOut(t, v))...)
+	status.Set(&s.Conditions, policy.Generation, append(conditions(policy, seen, t.matched, err), rolledOut(t, v))...)
 	return s
 }
 
@@ -152,7 +152,7 @@ func defect(policy *v1alpha1.SidecarPolicy, seen observed, evaluation error) err
 	return nil
 }
 
-func conditions(policy *v1alpha1.SidecarPolicy, seen observed, err error) []status.Condition {
+func conditions(policy *v1alpha1.SidecarPolicy, seen observed, matched int32, err error) []status.Condition {
 	ready := status.Condition{
 		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonReady,
 		Message: "New pods of the picked InferenceServices are equipped.",
@@ -165,6 +165,12 @@ func conditions(policy *v1alpha1.SidecarPolicy, seen observed, err error) []stat
 		ready.Status, ready.Reason = metav1.ConditionFalse, v1alpha1.ReasonWaitingForNodeCaches
 		ready.Message = fmt.Sprintf("%d of %d nodes have the feature cache that their pods share; "+
 			"`kubectl get daemonset %s` tells more.", c.ready, c.wanted, v1alpha1.NodeCacheName(memcachedName(policy)))
+	case matched == 0:
+		ready.Reason = v1alpha1.ReasonNothingPicked
+		ready.Message = "spec.selector and spec.condition pick no InferenceService of this namespace."
+		if policy.Spec.Condition != "" {
+			ready.Message += " A field that an InferenceService does not have makes the condition false."
+		}
 	}
 	return []status.Condition{ready, stalled}
 }

@@ -340,8 +340,8 @@ The cluster is running. To play with it:
   kubectl -n demo scale memcached features --replicas 2
   kubectl -n outrigger-system logs deployment/outrigger-manager -f
 
-To end it: go run ./test/testbed/cmd/testbed down
-`, c.Kubeconfig(), filepath.Dir(c.Kubectl()))
+To end it: go run ./test/testbed/cmd/testbed down %s
+`, c.Kubeconfig(), filepath.Dir(c.Kubectl()), c.State().ID)
 }
 
 // instancesWithItems counts the instances of the cache that hold keys.
