@@ -6,7 +6,8 @@ package v1alpha1
 // changing or removing one restarts those pods.
 const (
 	// AnnotationPreload set to "true" has the model fetched by Outrigger's preloader; "false" forbids it whatever a
-	// policy says.
+	// policy says. A digest as a pull tells it, "sha256:...", has it fetched and takes that content alone; a model of
+	// several sources has one for each, separated by commas.
 	AnnotationPreload = GroupName + "/preload"
 	// AnnotationWarmGPU set to "true" or "preflight" has the GPUs of the pod checked while the model is fetched, which
 	// brings the preloader; "load" also loads the model into them, to prove that it fits and arrives intact. "false"

@@ -97,7 +97,7 @@ func unfetchable(isvc *kserve.InferenceService, component v1alpha1.Component) (s
 	annotations := kserve.AnnotationsOf(isvc, component)
 	var asked string
 	switch gpu := annotations[v1alpha1.AnnotationWarmGPU]; {
-	case annotations[v1alpha1.AnnotationPreload] == "true":
+	case sidecar.AsksForPreloader(annotations[v1alpha1.AnnotationPreload]):
 		asked = v1alpha1.AnnotationPreload
 	case gpu == "true" || gpu == "preflight" || gpu == "load":
 		asked = v1alpha1.AnnotationWarmGPU

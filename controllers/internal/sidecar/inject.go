@@ -41,6 +41,7 @@ func (s Settings) CheckAllowed(image string) error {
 }
 
 const (
+	envPin    = "PRELOADER_PIN"
 	envVerify = "PRELOADER_VERIFY"
 	envIO     = "PRELOADER_IO"
 	// envVolumeSize tells the preloader of a bound that the file system of an emptyDir on disk does not know.
@@ -131,6 +132,9 @@ func injectPreload(pod *corev1.Pod, preload Preload, settings Settings) string {
 			}
 		}
 		setEnv(c, envVerify, strings.ToLower(string(preload.Verify)))
+		if preload.Pin != "" {
+			setEnv(c, envPin, preload.Pin)
+		}
 		if preload.IO != "" {
 			setEnv(c, envIO, strings.ToLower(string(preload.IO)))
 		}

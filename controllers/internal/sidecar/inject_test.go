@@ -411,6 +411,21 @@ func TestPlainSidecars(t *testing.T) {
 	}
 }
 
+// TestAPinReachesThePreloader: whatever is written where a digest belongs, so that no pod starts with other content.
+func TestAPinReachesThePreloader(t *testing.T) {
+	for value, want := range map[string]string{"true": "", "sha256:0a": "sha256:0a", "sha256:": "sha256:"} {
+		subject := sidecar.Subject{
+			Component: v1alpha1.ComponentPredictor, Annotations: map[string]string{v1alpha1.AnnotationPreload: value},
+		}
+		d := sidecar.Resolve(subject, nil)
+		pod := afterKServe(modelPod(), "s3://b/m", "/mnt/models")
+		sidecar.Inject(pod, d.Plan, images)
+		if got := env(container(t, pod, "storage-initializer"), "PRELOADER_PIN"); got != want || len(d.Problems) > 0 {
+			t.Errorf("annotation %q came to PRELOADER_PIN %q, want %q; problems %v", value, got, want, d.Problems)
+		}
+	}
+}
+
 func TestPreloadIO(t *testing.T) {
 	for mode, want := range map[v1alpha1.PreloadIO]string{
 		"": "", v1alpha1.PreloadAuto: "", v1alpha1.PreloadWarm: "warm", v1alpha1.PreloadBounded: "bounded",

@@ -45,6 +45,8 @@ type Preload struct {
 	Verify v1alpha1.VerifyMode `json:"verify"`
 	// IO is what fetching does with the node's memory; empty for Auto.
 	IO v1alpha1.PreloadIO `json:"io,omitempty"`
+	// Pin is the digest of the content that is wanted, one a source; empty for any.
+	Pin string `json:"pin,omitempty"`
 	// GPU is what is done about the model's GPUs; empty for nothing.
 	GPU v1alpha1.PreloadGPU `json:"gpu,omitempty"`
 	// GPUAsked is true if an annotation asks for GPU: then a pod without a GPU is a mistake.

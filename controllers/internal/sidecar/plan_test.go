@@ -77,7 +77,18 @@ func TestResolve(t *testing.T) {
 			annotations:  map[string]string{preloadKey: "yes"},
 			policies:     []v1alpha1.SidecarPolicy{policy("a", preload("", v1alpha1.VerifyAuto))},
 			want:         sidecar.Plan{Preload: auto},
-			wantProblems: []string{`annotation ` + preloadKey + `: "yes" is neither true nor false; it is ignored`},
+			wantProblems: []string{`annotation ` + preloadKey + `: "yes" is neither true nor false nor a digest (sha256:...); it is ignored`},
+		},
+		"a digest asks for the preloader and that content": {
+			annotations: map[string]string{preloadKey: "sha256:0a"},
+			want:        sidecar.Plan{Preload: &sidecar.Preload{Verify: v1alpha1.VerifyAuto, Pin: "sha256:0a"}},
+		},
+		"a digest keeps the details of a policy": {
+			annotations: map[string]string{preloadKey: "sha256:0a,sha256:0b"},
+			policies:    []v1alpha1.SidecarPolicy{policy("a", preload("x:1", v1alpha1.VerifyRequire))},
+			want: sidecar.Plan{
+				Preload: &sidecar.Preload{Image: "x:1", Verify: v1alpha1.VerifyRequire, Pin: "sha256:0a,sha256:0b"},
+			},
 		},
 		"false forbids what a policy asks for": {
 			annotations: map[string]string{preloadKey: "false"},

@@ -115,17 +115,21 @@ func featureCacheOf(spec *v1alpha1.FeatureCache) *FeatureCache {
 
 // override applies the annotations that speak of single features.
 func (d *Decision) override(annotations map[string]string) {
-	switch value := annotations[v1alpha1.AnnotationPreload]; value {
-	case "":
-	case "true":
+	switch value := annotations[v1alpha1.AnnotationPreload]; {
+	case value == "":
+	case AsksForPreloader(value):
 		if d.Plan.Preload == nil {
 			d.Plan.Preload = &Preload{Verify: v1alpha1.VerifyAuto}
 		}
-	case "false":
+		if value != "true" {
+			d.Plan.Preload.Pin = value
+		}
+	case value == "false":
 		d.Plan.Preload = nil
 		delete(d.By, PartPreload)
 	default:
-		d.Problems = append(d.Problems, invalidAnnotation(v1alpha1.AnnotationPreload, value, "neither true nor false"))
+		d.Problems = append(d.Problems,
+			invalidAnnotation(v1alpha1.AnnotationPreload, value, "neither true nor false nor a digest (sha256:...)"))
 	}
 	d.overrideGPU(annotations)
 	switch value := annotations[v1alpha1.AnnotationFeatureCache]; {
@@ -144,6 +148,14 @@ func (d *Decision) override(annotations map[string]string) {
 	}
 	d.Problems = append(d.Problems, unknownAnnotations(annotations)...)
 }
+
+// AsksForPreloader reports whether a value of AnnotationPreload has the model fetched by the preloader. What is meant for a
+// digest and is none is one here: the preloader refuses it, and the pod does not start with any other content.
+func AsksForPreloader(value string) bool {
+	return value == "true" || strings.HasPrefix(value, digestPrefix)
+}
+
+const digestPrefix = "sha256:"
 
 // overrideGPU applies the annotation that has GPUs checked. The check comes with the preloader.
 func (d *Decision) overrideGPU(annotations map[string]string) {
