@@ -134,6 +134,13 @@ metadata: {name: tiny}
 spec:
   selector: {matchLabels: {case: full-volume}}
   preload: {volume: {medium: Memory, sizeLimit: 4Mi}}
+---
+apiVersion: outrigger.serverless.xyz/v1alpha1
+kind: SidecarPolicy
+metadata: {name: small}
+spec:
+  selector: {matchLabels: {case: full-disk}}
+  preload: {volume: {sizeLimit: 4Mi}}
 `, endpoint, access, wrong))
 	const preload = `, outrigger.serverless.xyz/preload: "true"`
 	cases := map[string]struct {
@@ -164,6 +171,15 @@ spec:
 		"full-volume": {
 			uri:      "s3://models/eight",
 			wantCode: 73, wantReason: "NoSpace", wantText: []string{"/mnt/models, which has", "Give the volume at least"},
+		},
+		"full-disk": {
+			uri:      "s3://models/eight",
+			wantCode: 73, wantReason: "NoSpace", wantText: []string{"/mnt/models, which has", "Raise the volume's sizeLimit"},
+		},
+		"other-content": {
+			uri:         "s3://models/eight",
+			annotations: `, outrigger.serverless.xyz/preload: "sha256:` + strings.Repeat("0", 64) + `"`,
+			wantCode:    65, wantReason: "NotPinned", wantText: []string{"not what PRELOADER_PIN asks for", "Put the pinned content back"},
 		},
 	}
 	for name, tc := range cases {
