@@ -362,7 +362,8 @@ func TestComplaints(t *testing.T) {
 	for _, args := range [][]string{{"promote", ""}, {"set-percent", ""}, {"status", "di"}} {
 		var stdout bytes.Buffer
 		args = append([]string{"__complete", "--kubeconfig", c.bed.State().Kubeconfig, "-n", ns, "canary"}, args...)
-		if code := run(t.Context(), args, nil, &stdout, io.Discard); code != 0 || !strings.HasPrefix(stdout.String(), "digits\n") {
+		code := run(t.Context(), args, nil, &stdout, io.Discard)
+		if code != 0 || !strings.HasPrefix(stdout.String(), "digits\n") {
 			t.Errorf("completion of %q exits %d: %q", args, code, stdout.String())
 		}
 	}

@@ -113,7 +113,7 @@ func TestAPolicyThatIsDeletedMeanwhileIsNoError(t *testing.T) {
 func TestAMisspeltFieldOfAConditionIsHintedAt(t *testing.T) {
 	w := newWorld(t)
 	p := preloadPolicy()
-	p.Spec.Condition = "isvc.spec.predictor.modle.modelFormat.name == 'pytorch'"
+	p.Spec.Condition = "isvc.spec.predictor.model.modelformat.name == 'pytorch'"
 	do(t, w, create(p), create(inferenceService("a", nil)))
 	reconcileOnce(t, w)
 	wantCondition(t, w, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonNothingPicked)

@@ -126,13 +126,7 @@ func TestInjectStorage(t *testing.T) {
 				if diff := cmp.Diff(tc.wantLimits, c.Resources.Limits); diff != "" {
 					t.Errorf("limits (-want +got):\n%s", diff)
 				}
-				var bound string
-				for _, e := range c.Env {
-					if e.Name == "PRELOADER_VOLUME_SIZE" {
-						bound += e.Value
-					}
-				}
-				if bound != tc.wantBound {
+				if bound := env(c, "PRELOADER_VOLUME_SIZE"); bound != tc.wantBound {
 					t.Errorf("the preloader is told of a volume of %q bytes, want %q", bound, tc.wantBound)
 				}
 				if diff := cmp.Diff(tc.wantVolume, volume.VolumeSource); diff != "" {
