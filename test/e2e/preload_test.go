@@ -179,7 +179,8 @@ spec:
 		"other-content": {
 			uri:         "s3://models/eight",
 			annotations: `, outrigger.serverless.xyz/preload: "sha256:` + strings.Repeat("0", 64) + `"`,
-			wantCode:    65, wantReason: "NotPinned", wantText: []string{"not what PRELOADER_PIN asks for", "Put the pinned content back"},
+			wantCode:    65, wantReason: "NotPinned",
+			wantText: []string{"not what PRELOADER_PIN asks for", "Put the pinned content back"},
 		},
 	}
 	for name, tc := range cases {
