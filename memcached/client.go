@@ -63,6 +63,9 @@ type route struct {
 	ring  *Ring
 	// peers[i] are the connections to server i of the ring, at least one.
 	peers [][]*peer
+	// former is the ring by which others may still go until settled, nil if there is none.
+	former  *Ring
+	settled time.Time
 }
 
 // NewClient returns a client with an empty ring. Its connections end with the context.
@@ -103,13 +106,22 @@ func (c *Client) SetRing(d *Document) error {
 	if err != nil {
 		return fmt.Errorf("setting ring: %w", err)
 	}
+	former, err := d.formerRing()
+	if err != nil {
+		return fmt.Errorf("setting ring: %w", err)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
 		return errors.New("setting ring: the client has ended")
 	}
 	old := c.route.Load()
-	next := &route{epoch: d.Epoch, ring: ring, peers: make([][]*peer, ring.Len())}
+	next := &route{
+		epoch: d.Epoch, ring: ring, peers: make([][]*peer, ring.Len()), former: former, settled: time.Now().Add(SettleTime),
+	}
+	if old.epoch == next.epoch {
+		next.settled = old.settled
+	}
 	kept := make(map[Server][]*peer, old.ring.Len())
 	for i, s := range old.ring.servers {
 		kept[s] = old.peers[i]

@@ -46,6 +46,9 @@ type Document struct {
 	HashTag string `json:"hashTag,omitempty"`
 	// Servers are the members of the ring, at most MaxServers; none is a cache that always misses.
 	Servers []Server `json:"servers"`
+	// Former are the names of the servers of the ring before, by which others may still go for SettleTime. An empty list says
+	// that there were none; nil says that nobody goes by another ring.
+	Former []string `json:"former,omitzero"`
 }
 
 // Server is one slot of a ring.
@@ -85,6 +88,14 @@ func (d *Document) Ring() (*Ring, error) {
 	return NewRing(d.HashTag, d.Servers)
 }
 
+// formerRing returns the ring before, nil if nobody goes by it.
+func (d *Document) formerRing() (*Ring, error) {
+	if d.Former == nil {
+		return nil, nil
+	}
+	return NewRing(d.HashTag, d.formerServers())
+}
+
 // Marshal returns the document as JSON, the same bytes for the same ring in whatever order its servers are listed. It
 // fails on a document that ParseDocument would refuse.
 func (d *Document) Marshal() ([]byte, error) {
@@ -96,6 +107,8 @@ func (d *Document) Marshal() ([]byte, error) {
 	if sorted.Servers == nil {
 		sorted.Servers = []Server{}
 	}
+	sorted.Former = slices.Clone(d.Former)
+	slices.Sort(sorted.Former)
 	slices.SortFunc(sorted.Servers, func(a, b Server) int { return cmp.Compare(a.ringName(), b.ringName()) })
 	data, err := json.MarshalIndent(&sorted, "", "  ")
 	if err != nil {
@@ -133,7 +146,22 @@ func (d *Document) validate() error {
 	if err := validateHashTag(d.HashTag); err != nil {
 		return err
 	}
-	return validateServers(d.Servers)
+	if err := validateServers(d.Servers); err != nil {
+		return err
+	}
+	if err := validateServers(d.formerServers()); err != nil {
+		return fmt.Errorf("former: %w", err)
+	}
+	return nil
+}
+
+// formerServers are the servers of the ring before, whose addresses nobody needs.
+func (d *Document) formerServers() []Server {
+	servers := make([]Server, len(d.Former))
+	for i, name := range d.Former {
+		servers[i].Name = name
+	}
+	return servers
 }
 
 func validateHashTag(tag string) error {

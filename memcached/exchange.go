@@ -43,13 +43,16 @@ type part struct {
 }
 
 // begin finds the servers of the request's keys and writes what each of them is asked, which for a store lacks its data
-// still. Requests with the same affinity reach a server in the order in which they are submitted.
+// still. It changes the expiry of the request while the ring settles. Requests with the same affinity reach a server in the order in which they are submitted.
 func (x *exchange) begin(c *Client, r *request, affinity int) {
 	x.cmd, x.keys = r.cmd, len(r.keys)
 	rt := c.route.Load()
 	n := rt.ring.Len()
 	if n == 0 {
 		return
+	}
+	if rt.former != nil {
+		r.settle(rt, time.Now())
 	}
 	if len(x.partOf) < n {
 		x.partOf = make([]int32, n)

@@ -108,14 +108,12 @@ func (p *peer) mend() (done, ok bool) {
 		p.mu.Unlock()
 		return false, false
 	}
-	if p.missed.all {
-		p.log.Warn("Server missed too many changes, emptying it", "server", p.server.Name)
-	}
+	emptying := p.missed.all
 	calls := p.missed.take()
 	sent := calls[:0]
 	for _, c := range calls {
 		if l.enqueue(c, now) != nil {
-			p.missed.note(c)
+			p.note(c)
 			c.release()
 			continue
 		}
@@ -130,6 +128,9 @@ func (p *peer) mend() (done, ok bool) {
 	}
 	p.mu.Unlock()
 	l.flush()
+	if emptying {
+		p.log.Warn("Server missed too many changes, emptying it", "server", p.server.Name)
+	}
 	return done, p.awaitAll(sent, now.Add(p.timeout)) && !refused
 }
 

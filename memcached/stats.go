@@ -86,6 +86,8 @@ func ReadStats(ctx context.Context, addr string) (Stats, error) {
 // Empty has the server forget all its items, over a connection of its own. Whoever else is found at the server's address
 // keeps theirs, and that is an error. It gives up when the context ends and after 5 seconds at the latest.
 func Empty(ctx context.Context, s Server) error {
+	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
+	defer cancel()
 	err := talkTo(ctx, s.DialAddress(), func(conn net.Conn) error {
 		if err := identify(conn, s.Identity); err != nil {
 			return err
@@ -129,6 +131,8 @@ func identify(conn net.Conn, identity string) error {
 
 // scrape sends the commands over a new connection and has read take the answer.
 func scrape(ctx context.Context, addr, commands string, read func(*bufio.Reader) error) error {
+	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
+	defer cancel()
 	return talkTo(ctx, addr, func(conn net.Conn) error {
 		if _, err := conn.Write([]byte(commands)); err != nil {
 			return err
@@ -137,11 +141,9 @@ func scrape(ctx context.Context, addr, commands string, read func(*bufio.Reader)
 	})
 }
 
-// talkTo has talk use a new connection, which it closes.
+// talkTo has talk use a new connection, which it closes, until the context ends.
 func talkTo(ctx context.Context, addr string, talk func(net.Conn) error) error {
-	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
-	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}

@@ -12,9 +12,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,6 +27,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -41,6 +44,13 @@ const Name = "memcached"
 // fieldManager must never change, or fields written by an older release would have two owners.
 const fieldManager = "outrigger-memcached"
 
+// purgesAtOnce bounds the instances that are purged at a time for one Memcached, and with it the memory for their keys; and
+// workers the Memcacheds that are reconciled at a time, so that none waits for another's purge.
+const (
+	purgesAtOnce = 4
+	workers      = 4
+)
+
 // statsTimeout bounds the reading of statistics of all instances of one Memcached.
 const statsTimeout = 2 * time.Second
 
@@ -54,6 +64,7 @@ type Reconciler struct {
 	image    string
 	stats    StatsReader
 	empty    Emptier
+	purge    Purger
 }
 
 // StatsReader reads the statistics of the memcached server at host:port.
@@ -61,6 +72,9 @@ type StatsReader func(ctx context.Context, address string) (mc.Stats, error)
 
 // Emptier has a memcached forget all its items, and nobody else who may have its address by now.
 type Emptier func(ctx context.Context, server mc.Server) error
+
+// Purger has a memcached forget the keys that a ring gives to others.
+type Purger func(ctx context.Context, server mc.Server, ring *mc.Ring) (int, error)
 
 // New returns a Reconciler that runs image where a Memcached names none, and asks instances by stats. It reads through c,
 // which may be a cache of Outrigger's objects, and through live, which must not be one, where c finds nothing.
@@ -77,12 +91,19 @@ func New(
 		image:    image,
 		stats:    stats,
 		empty:    mc.Empty,
+		purge:    mc.Purge,
 	}
 }
 
 // WithEmptier has the Reconciler empty instances in another way, and returns it.
 func (r *Reconciler) WithEmptier(empty Emptier) *Reconciler {
 	r.empty = empty
+	return r
+}
+
+// WithPurger has the Reconciler purge instances in another way, and returns it.
+func (r *Reconciler) WithPurger(purge Purger) *Reconciler {
+	r.purge = purge
 	return r
 }
 
@@ -103,6 +124,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, m *v1alpha1.Memcached) (reco
 	now := r.clock.Now()
 	p := planFor(m, seen, now)
 	if seen.full = r.emptyAll(ctx, m, p, seen); len(seen.full) > 0 {
+		p = planFor(m, seen, now)
+	}
+	if seen.unsearched = r.purgeAll(ctx, m, p, seen); len(seen.unsearched) > 0 {
 		p = planFor(m, seen, now)
 	}
 	err = r.apply(ctx, m, p)
@@ -214,6 +238,35 @@ func (r *Reconciler) emptyAll(
 	return full
 }
 
+// purgeAll has the instances that stay when others leave the ring forget what they do not own, and returns those that did
+// not: they held those keys before the others had them, and get them back as they were then.
+func (r *Reconciler) purgeAll(ctx context.Context, m *v1alpha1.Memcached, p plan, seen observed) []int32 {
+	if len(p.toPurge) == 0 {
+		return nil
+	}
+	ring, err := seen.ring.document.Ring()
+	if err != nil {
+		return p.toPurge
+	}
+	var mu sync.Mutex
+	var failed []int32
+	var purges errgroup.Group
+	purges.SetLimit(purgesAtOnce)
+	for _, ordinal := range p.toPurge {
+		purges.Go(func() error {
+			if _, err := r.purge(ctx, serverOf(m, ordinal, seen.instances[ordinal].ip), ring); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, ordinal)
+			}
+			return nil
+		})
+	}
+	_ = purges.Wait()
+	slices.Sort(failed)
+	return failed
+}
+
 func (r *Reconciler) report(ctx context.Context, m *v1alpha1.Memcached, seen observed, p plan, err error) error {
 	after := m.DeepCopy()
 	after.Status = statusFor(m, seen, p, err)
@@ -232,6 +285,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Owns(&corev1.ConfigMap{}).
 		// Slices belong to the Service, whose labels they carry.
 		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(memcachedOf)).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		Complete(reconcile.AsReconciler(mgr.GetClient(), r))
 }
 

@@ -35,6 +35,8 @@ type observed struct {
 	stats map[int32]mc.Stats
 	// full are the instances, by ordinal, that hold keys of an earlier ring and could not be emptied.
 	full map[int32]bool
+	// unsearched are the ordinals of instances that could not be searched for keys which they do not own.
+	unsearched []int32
 }
 
 // publishedRing is the ring that clients use now.
@@ -122,6 +124,11 @@ type plan struct {
 	members []int32
 	// toEmpty are those among them that hold keys of an earlier ring: they are emptied before the ring is published.
 	toEmpty []int32
+	// toPurge are, when the ring shrinks, those among the members that are ready: they forget what they do not own before the
+	// ring is published. No shrink waits for one that is not ready, which is most often empty when it is again.
+	toPurge []int32
+	// unsearched are the names of those for which the shrink waits, because they did not.
+	unsearched []string
 	// full are the names of instances that are ready and not members because they could not be emptied.
 	full []string
 	// size is the number of members.
@@ -143,7 +150,8 @@ const skipAfter = 30 * time.Second
 // Instances are promoted into the ring in order of their ordinals, and only when they are ready; one that does not become
 // ready is passed over for a standby instance behind it. Once in, an instance keeps its slot whether ready or not, so that
 // the keys of the others stay where they are. The ring shrinks only when the scaling window has passed since it last
-// changed, and loses the highest ordinals then.
+// changed, and loses the highest ordinals then. Those that stay held keys of the others before these joined, and get them
+// back: what they still have of them is out of date, and is forgotten first.
 func planFor(m *v1alpha1.Memcached, seen observed, now time.Time) plan {
 	p := plan{members: seen.ring.members(m)}
 	var changedAt time.Time
@@ -155,11 +163,7 @@ func planFor(m *v1alpha1.Memcached, seen observed, now time.Time) plan {
 	case m.Spec.Size > before:
 		p.promote(m, seen, !changedAt.IsZero() && now.Sub(changedAt) >= skipAfter)
 	case m.Spec.Size < before:
-		if at := changedAt.Add(scalingWindow(m)); at.After(now) {
-			p.scaleInAt = at
-		} else {
-			p.members = p.members[:m.Spec.Size]
-		}
+		p.shrink(m, seen, changedAt.Add(scalingWindow(m)), now)
 	}
 	p.size = int32(len(p.members)) //nolint:gosec // the same.
 	p.replicas = max(m.Spec.Size, p.size) + m.Spec.ColdStartBuffer
@@ -177,6 +181,26 @@ func planFor(m *v1alpha1.Memcached, seen observed, now time.Time) plan {
 		}
 	}
 	return p
+}
+
+// shrink takes the highest ordinals from the ring when it is time, and the others are ready for it.
+func (p *plan) shrink(m *v1alpha1.Memcached, seen observed, at, now time.Time) {
+	if at.After(now) {
+		p.scaleInAt = at
+		return
+	}
+	if len(seen.unsearched) > 0 {
+		for _, ordinal := range seen.unsearched {
+			p.unsearched = append(p.unsearched, instanceName(m, ordinal))
+		}
+		return
+	}
+	p.members = p.members[:m.Spec.Size]
+	for _, ordinal := range p.members {
+		if one := seen.instances[ordinal]; one.ready && one.ip != "" {
+			p.toPurge = append(p.toPurge, ordinal)
+		}
+	}
 }
 
 // promote takes ready instances into the ring until it has its size, those with the lowest ordinals first. Without gaps it
@@ -237,11 +261,28 @@ func nextRing(m *v1alpha1.Memcached, seen observed, members []int32, now time.Ti
 	}
 	if seen.ring == nil || kept != len(old) || kept != len(members) {
 		next.document.Epoch++
+		next.document.Former = formerNames(seen.ring, now)
 	} else {
-		next.changedAt = seen.ring.changedAt
+		next.document.Former, next.changedAt = seen.ring.document.Former, seen.ring.changedAt
 	}
 	next.former = formerServers(m, seen, members)
 	return next
+}
+
+// formerNames returns the names of the servers by which clients may still go when the ring changes: those of the ring as it
+// is or, if it has not settled, of the one before. Before the first ring there is none.
+func formerNames(ring *publishedRing, now time.Time) []string {
+	names := []string{}
+	if ring == nil {
+		return names
+	}
+	if now.Sub(ring.changedAt) < mc.SettleTime && ring.document.Former != nil {
+		return ring.document.Former
+	}
+	for _, server := range ring.document.Servers {
+		names = append(names, server.Name)
+	}
+	return names
 }
 
 // formerServers returns the addresses of instances that have been in a ring and are not in the next one. One is forgotten
@@ -331,6 +372,10 @@ func phaseFor(m *v1alpha1.Memcached, p plan) v1alpha1.MemcachedPhase {
 func readyCondition(m *v1alpha1.Memcached, p plan) status.Condition {
 	c := status.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse}
 	switch {
+	case len(p.unsearched) > 0:
+		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonInstancesUnreachable
+		c.Message = fmt.Sprintf("%d instances serve; shrinking to %d when %s can be searched for keys that others own now; "+
+			"does a NetworkPolicy keep the manager from port %d?", p.size, m.Spec.Size, listed(p.unsearched, 3), memcachedPort)
 	case !p.scaleInAt.IsZero():
 		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonWaitingForScalingWindow
 		c.Message = fmt.Sprintf("%d instances serve; shrinking to %d when scalingWindow has passed, at %s.",

@@ -51,12 +51,14 @@ func TestPlan(t *testing.T) {
 		former       string
 		instances    map[int32]instance
 		full         map[int32]bool
+		unsearched   []int32
 
 		wantMembers  []int32
 		wantReplicas int32
 		wantEpoch    int64
 		wantToEmpty  []int32
 		wantFormer   string
+		wantToPurge  []int32
 	}{
 		"the first ring waits for the first instance": {
 			size: 2, instances: running(1), wantReplicas: 2, wantEpoch: 1,
@@ -92,6 +94,16 @@ func TestPlan(t *testing.T) {
 		"a ring with a gap shrinks from above, and its last instance goes on running": {
 			size: 2, ring: []int32{0, 2, 3}, changedAt: longAgo, instances: running(0, 1, 2, 3),
 			wantMembers: []int32{0, 2}, wantReplicas: 3, wantEpoch: 8, wantFormer: "3=10.0.0.4:11211",
+			wantToPurge: []int32{0, 2},
+		},
+		"it does not wait for one that is not ready": {
+			size: 2, ring: []int32{0, 1, 2}, changedAt: longAgo, instances: running(-1, 1, 2),
+			wantMembers: []int32{0, 1}, wantReplicas: 2, wantEpoch: 8, wantFormer: "2=10.0.0.3:11211",
+			wantToPurge: []int32{1},
+		},
+		"but for one that is and could not be searched": {
+			size: 2, ring: []int32{0, 1, 2}, changedAt: longAgo, instances: running(0, 1, 2), unsearched: []int32{1},
+			wantMembers: []int32{0, 1, 2}, wantReplicas: 3, wantEpoch: 7,
 		},
 		"one that failed keeps its slot": {
 			size: 3, buffer: 1, ring: []int32{0, 1, 2}, changedAt: longAgo, instances: running(0, -2, 2, 3),
@@ -100,6 +112,7 @@ func TestPlan(t *testing.T) {
 		"a standby that was in the ring is remembered": {
 			size: 2, buffer: 1, ring: []int32{0, 1, 2}, changedAt: longAgo, instances: running(0, 1, 2),
 			wantMembers: []int32{0, 1}, wantReplicas: 3, wantEpoch: 8, wantFormer: "2=10.0.0.3:11211",
+			wantToPurge: []int32{0, 1},
 		},
 		"and emptied before it is in the ring again": {
 			size: 3, ring: []int32{0, 1}, changedAt: longAgo, former: "2=10.0.0.3:11211", instances: running(0, 1, 2),
@@ -132,20 +145,20 @@ func TestPlan(t *testing.T) {
 				ObjectMeta: metav1.ObjectMeta{Namespace: "ml", Name: "features"},
 				Spec:       v1alpha1.MemcachedSpec{Size: tc.size, ColdStartBuffer: tc.buffer},
 			}
-			seen := observed{instances: tc.instances, full: tc.full}
+			seen := observed{instances: tc.instances, full: tc.full, unsearched: tc.unsearched}
 			if tc.ring != nil {
 				seen.ring = ringOf(m, tc.changedAt, tc.ring...)
 				seen.ring.former = parseFormer(tc.former)
 			}
 			p := planFor(m, seen, now)
 			type outcome struct {
-				Members, ToEmpty []int32
-				Replicas         int32
-				Epoch            int64
-				Former           string
+				Members, ToEmpty, ToPurge []int32
+				Replicas                  int32
+				Epoch                     int64
+				Former                    string
 			}
-			want := outcome{tc.wantMembers, tc.wantToEmpty, tc.wantReplicas, tc.wantEpoch, tc.wantFormer}
-			got := outcome{p.members, p.toEmpty, p.replicas, p.ring.document.Epoch, formerText(p.ring.former)}
+			want := outcome{tc.wantMembers, tc.wantToEmpty, tc.wantToPurge, tc.wantReplicas, tc.wantEpoch, tc.wantFormer}
+			got := outcome{p.members, p.toEmpty, p.toPurge, p.replicas, p.ring.document.Epoch, formerText(p.ring.former)}
 			if len(got.Members) == 0 {
 				got.Members = nil
 			}
