@@ -66,9 +66,9 @@ func (p *pull) meetsPin() error {
 	return p.pinned(digest)
 }
 
-// pinned compares a digest of the content with the one that was asked for.
+// pinned compares a digest of the content, if it is known, with the one that was asked for.
 func (p *pull) pinned(digest string) error {
-	if p.pin == "" || p.pin == digest {
+	if p.pin == "" || digest == "" || p.pin == digest {
 		return nil
 	}
 	return &ExitError{
@@ -144,7 +144,7 @@ func (p *pull) foreseePin(ctx context.Context) error {
 	if err != nil {
 		return nil //nolint:nilerr // the pull will meet the trouble too, and knows what to say
 	}
-	return foreseen.pinned()
+	return p.pinned(foreseen.digest())
 }
 
 // foresight is what the store says of the content of files that are missing.
@@ -177,20 +177,20 @@ func (s *foresight) take(f *file, by proof) bool {
 	return true
 }
 
-// pinned fails if what is in place and what the store tells of the rest is not what is
-// pinned.
-func (s *foresight) pinned() error {
+// digest names what is in place and what the store tells of the rest; it is empty where
+// the store does not tell all.
+func (s *foresight) digest() string {
 	files := s.pull.files
 	if s.clear != files.count(missing) {
-		return nil
+		return ""
 	}
-	return s.pull.pinned(treeDigest(func(yield func(*FileRecord) bool) {
+	return treeDigest(func(yield func(*FileRecord) bool) {
 		for i := range files.len() {
 			if !yield(files.record(i)) {
 				return
 			}
 		}
-	}))
+	})
 }
 
 // adopt has files that were noted in place, and those of this source among its own,

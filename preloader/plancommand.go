@@ -70,6 +70,9 @@ type PairPlan struct {
 	Wanted int64 `json:"memoryWanted"`
 	// Evidence counts files by how they can be believed, those in place included.
 	Evidence map[Evidence]int `json:"evidence,omitempty"`
+	// Digest is what the pull would tell of the content, to be pinned; empty where the
+	// store does not tell all of it beforehand.
+	Digest string `json:"digest,omitempty"`
 	// Objects lists every file of the model.
 	Objects []ObjectPlan `json:"objects,omitempty"`
 }
@@ -216,6 +219,7 @@ func (m *planner) pinnedInPlace(p *pull, plan *PairPlan) (bool, error) {
 	}
 	p.tally()
 	plan.fill(p)
+	plan.Digest = p.pin
 	return true, nil
 }
 
@@ -248,7 +252,8 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 		if plan.Archive != "" {
 			return nil
 		}
-		return p.meetsPin()
+		plan.Digest = p.digest()
+		return p.pinned(plan.Digest)
 	}
 	// What does not fit is worth knowing together with all the rest.
 	lintErr := p.lint(ctx)
@@ -265,7 +270,8 @@ func (m *planner) model(ctx context.Context, p *pull, plan *PairPlan) error {
 	foreseen := p.foresight()
 	proveErr := m.prove(ctx, p, plan, files, foreseen)
 	if proveErr == nil && plan.Archive == "" {
-		proveErr = foreseen.pinned()
+		plan.Digest = foreseen.digest()
+		proveErr = p.pinned(plan.Digest)
 	}
 	if err := cmp.Or(lintErr, diskErr, policyErr, proveErr); err != nil {
 		return err
@@ -535,6 +541,9 @@ func (plan *PairPlan) describe(b *strings.Builder) {
 	}
 	line("memory wanted", "%s to keep all of it in the page cache", quantity.FormatBytes(plan.Wanted))
 	plan.describeEvidence(b)
+	if plan.Digest != "" {
+		line("digest", "%s", plan.Digest)
+	}
 }
 
 func (plan *PairPlan) describeEvidence(b *strings.Builder) {

@@ -153,7 +153,7 @@ func TestPlanCountsWhatIsLeft(t *testing.T) {
 			{Path: "parts", Bytes: 6 * mebibyte, State: "inPlace", Evidence: EvidenceParts},
 			{Path: "weak", Bytes: 9 * mebibyte, State: "inPlace", Evidence: EvidenceSize},
 		},
-		Disk: got.Disk, IO: got.IO, Why: got.Why,
+		Disk: got.Disk, IO: got.IO, Why: got.Why, Digest: got.Digest,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
@@ -171,6 +171,11 @@ func TestPlanCountsWhatIsLeft(t *testing.T) {
 		if !strings.Contains(plan.String(), line) {
 			t.Errorf("the text lacks %q:\n%s", line, plan)
 		}
+	}
+	out := run(t, env, "s3://models/m", dir)
+	wantCode(t, out, ExitOK, "Completed")
+	if diff := cmp.Diff(out.report.Digests, []string{got.Digest}); diff != "" {
+		t.Errorf("digests (-pulled +planned):\n%s", diff)
 	}
 }
 
