@@ -161,10 +161,12 @@ func (p *program) outcome(t *testing.T) outcome {
 // eventually waits for a condition that another process or goroutine brings about.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); {
+		looked := time.Now()
 		if holds() {
 			return
 		}
+		time.Sleep(max(2*time.Millisecond, 2*time.Since(looked))) // to leave the processor to what is waited for
 	}
 	t.Fatalf("waited in vain until %s", what)
 }

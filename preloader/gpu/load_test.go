@@ -353,12 +353,12 @@ func TestLoadStopsOnASignal(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = command.Process.Kill() })
 			// The copy starts after memory was taken; the wait for it hangs.
-			for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 				if raw, err := os.ReadFile(journal); err == nil && bytes.Contains(raw, []byte("+m")) {
 					break
 				}
 				if time.Now().After(deadline) {
-					t.Fatal("nothing was loaded within 30 s")
+					t.Fatal("nothing was loaded")
 				}
 			}
 			if err := command.Process.Signal(tc.signal); err != nil {

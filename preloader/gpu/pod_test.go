@@ -126,7 +126,7 @@ func TestPodStartsWhateverTheGPU(t *testing.T) {
 		"a load that does not end": {
 			env: settings{
 				"PRELOADER_GPU": "load", "FAKE_CUDA_HANG": "cuMemAlloc_v2", "PRELOADER_GPU_CALL_TIMEOUT": "1h",
-				"PRELOADER_GPU_LINK": "0", "PRELOADER_GPU_GRACE": "2s",
+				"PRELOADER_GPU_LINK": "0", "PRELOADER_GPU_GRACE": "5s",
 			},
 			wantVerdict: "unhealthy",
 			wantReason:  "Timeout",

@@ -212,7 +212,7 @@ func initContainerOf(ctx context.Context, client kubernetes.Interface, service s
 // await calls check until it gives nil, or fails the test with its last error.
 func await(t *testing.T, what string, check func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); ; {
+	for deadline := time.Now().Add(5 * time.Minute); ; {
 		err := check()
 		if err == nil {
 			return
