@@ -80,7 +80,7 @@ type Options struct {
 	NativeSidecars *bool
 	// PrometheusURL is the Prometheus that rollouts with an analysis ask which name none; empty is none.
 	PrometheusURL string
-	// ClusterDomain is the DNS domain of the cluster's Services, one for all managers of a process; empty is cluster.local.
+	// ClusterDomain is the DNS domain of the cluster's Services; empty is cluster.local.
 	ClusterDomain string
 	// ReadStats asks a memcached instance for its statistics.
 	ReadStats memcached.StatsReader
@@ -97,9 +97,6 @@ func Scheme() *runtime.Scheme {
 
 // NewManager returns a manager with everything registered, ready to be started.
 func NewManager(config *rest.Config, o Options) (ctrl.Manager, error) {
-	if o.ClusterDomain != "" {
-		routing.SetClusterDomain(o.ClusterDomain)
-	}
 	var certificate *webhookcert.Reconciler
 	mgr, err := ctrl.NewManager(config, managerOptions(o, func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return certificate.GetCertificate(hello)
@@ -196,7 +193,8 @@ func addControllers(mgr ctrl.Manager, o Options, settings sidecar.Settings) erro
 			name: canaryrollout.Name,
 			setup: canaryrollout.New(c, mgr.GetAPIReader(), clk, mgr.GetEventRecorderFor(canaryrollout.Name)).
 				WithAsker(canaryrollout.NewAnalyst(o.PrometheusURL)).
-				WithWarmer(canaryrollout.NewStove(clk)).SetupWithManager,
+				WithWarmer(canaryrollout.NewStove(clk)).
+				InDomain(routing.DomainOf(o.ClusterDomain)).SetupWithManager,
 		},
 	}
 	for _, one := range list {

@@ -37,7 +37,7 @@ func everything(tb testing.TB) *unstructured.Unstructured {
 func TestAdoptKeepsEverythingElse(t *testing.T) {
 	vs := everything(t)
 	before := vs.DeepCopy()
-	binding, err := VirtualServices.Bind(vs, "split", sideV1, sideV2)
+	binding, err := DefaultDomain.VirtualServices().Bind(vs, "split", sideV1, sideV2)
 	if err != nil {
 		t.Fatalf("binding: %v", err)
 	}
@@ -53,7 +53,7 @@ func TestAdoptKeepsEverythingElse(t *testing.T) {
 	if diff := cmp.Diff(want.Object, after.Object); diff != "" {
 		t.Errorf("patched VirtualService (-want +got):\n%s", diff)
 	}
-	again, err := VirtualServices.Bind(after, "split", sideV1, sideV2)
+	again, err := DefaultDomain.VirtualServices().Bind(after, "split", sideV1, sideV2)
 	if err != nil {
 		t.Fatalf("binding the patched object: %v", err)
 	}
@@ -72,7 +72,7 @@ func TestAdoptGuards(t *testing.T) {
  {"op":"add","path":"/spec/http/2/route/0/weight","value":100},
  {"op":"add","path":"/spec/http/2/route/2/weight","value":0}
 ]`
-	binding, err := VirtualServices.Bind(everything(t), "split", sideV1, sideV2)
+	binding, err := DefaultDomain.VirtualServices().Bind(everything(t), "split", sideV1, sideV2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestAdoptGuardsHold(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			vs := everything(t)
-			binding, err := VirtualServices.Bind(vs, "split", sideV1, sideV2)
+			binding, err := DefaultDomain.VirtualServices().Bind(vs, "split", sideV1, sideV2)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -220,7 +220,7 @@ func TestBindRefuses(t *testing.T) {
 			if tc.change != nil {
 				tc.change(vs)
 			}
-			_, err := VirtualServices.Bind(vs, "split", sideV1, sideV2)
+			_, err := DefaultDomain.VirtualServices().Bind(vs, "split", sideV1, sideV2)
 			var refused *RefusedError
 			if !errors.As(err, &refused) || refused.Reason != tc.wantReason {
 				t.Errorf("Bind = %v, want a refusal with reason %s", err, tc.wantReason)
@@ -255,7 +255,7 @@ func FuzzAdopt(f *testing.F) {
 		if metadata, ok := route.Object["metadata"].(map[string]any); !ok || metadata["uid"] == nil {
 			route.Object["metadata"] = map[string]any{"namespace": "ml", "uid": "u"}
 		}
-		for _, p := range Providers() {
+		for _, p := range DefaultDomain.Providers() {
 			adoptAny(t, p, route.DeepCopy())
 		}
 	})

@@ -21,7 +21,7 @@ type Claim struct {
 }
 
 // Claims returns what a rollout needs for itself.
-func Claims(rollout *v1alpha1.CanaryRollout) []Claim {
+func (d Domain) Claims(rollout *v1alpha1.CanaryRollout) []Claim {
 	ref, adopts := Adopted(rollout)
 	switch mode := rollout.Spec.Routing.Mode; {
 	case mode == v1alpha1.RoutingDelegate:
@@ -29,16 +29,18 @@ func Claims(rollout *v1alpha1.CanaryRollout) []Claim {
 	case mode == v1alpha1.RoutingAdopt && !adopts:
 		return nil
 	case adopts:
-		return []Claim{{Namespace: rollout.Namespace, Kind: ref.Provider.Kind().Kind, Name: ref.Name, Rule: ref.Rule}}
+		return []Claim{
+			{Namespace: rollout.Namespace, Kind: d.ProviderNamed(ref.Provider).Kind().Kind, Name: ref.Name, Rule: ref.Rule},
+		}
 	default:
-		return hostClaims(Hosts(rollout), rollout.Spec.Routing.Gateways, rollout.Namespace)
+		return hostClaims(d.Hosts(rollout), rollout.Spec.Routing.Gateways, rollout.Namespace)
 	}
 }
 
 // Reference names a rule of a user's route.
 type Reference struct {
-	// Provider is that of the route, Name is the route's and Rule that of the rule in it.
-	Provider Provider
+	// Provider names that of the route, Name is the route's and Rule that of the rule in it.
+	Provider v1alpha1.RoutingProvider
 	Name     string
 	Rule     string
 }
@@ -47,25 +49,25 @@ type Reference struct {
 // InferenceService.
 func Adopted(rollout *v1alpha1.CanaryRollout) (Reference, bool) {
 	if rollout.Spec.Routing.Provider == v1alpha1.ProviderKnative {
-		return Reference{Provider: KnativeTraffic, Name: rollout.Spec.Stable.InferenceService}, true
+		return Reference{Provider: v1alpha1.ProviderKnative, Name: rollout.Spec.Stable.InferenceService}, true
 	}
 	if ref := rollout.Spec.Routing.VirtualServiceRef; ref != nil {
-		return Reference{Provider: VirtualServices, Name: ref.Name, Rule: ref.Route}, true
+		return Reference{Provider: v1alpha1.ProviderVirtualService, Name: ref.Name, Rule: ref.Route}, true
 	}
 	if ref := rollout.Spec.Routing.HTTPRouteRef; ref != nil {
-		return Reference{Provider: HTTPRoutes, Name: ref.Name, Rule: ref.Rule}, true
+		return Reference{Provider: v1alpha1.ProviderHTTPRoute, Name: ref.Name, Rule: ref.Rule}, true
 	}
 	return Reference{}, false
 }
 
 // Hosts returns the full names of the hosts that a rollout in mode Owned routes.
-func Hosts(rollout *v1alpha1.CanaryRollout) []string {
+func (d Domain) Hosts(rollout *v1alpha1.CanaryRollout) []string {
 	if len(rollout.Spec.Routing.Hosts) == 0 {
-		return []string{ServiceHost(rollout.Name, rollout.Namespace)}
+		return []string{d.ServiceHost(rollout.Name, rollout.Namespace)}
 	}
 	hosts := make([]string, 0, len(rollout.Spec.Routing.Hosts))
 	for _, host := range rollout.Spec.Routing.Hosts {
-		hosts = append(hosts, ResolveHost(host, rollout.Namespace))
+		hosts = append(hosts, d.ResolveHost(host, rollout.Namespace))
 	}
 	return hosts
 }
@@ -84,8 +86,8 @@ func hostClaims(hosts, gateways []string, namespace string) []Claim {
 }
 
 // ClaimsOf returns what a route takes for itself, as seen from a namespace.
-func ClaimsOf(route *unstructured.Unstructured, seenFrom string) []Claim {
-	provider := ProviderOf(route)
+func (d Domain) ClaimsOf(route *unstructured.Unstructured, seenFrom string) []Claim {
+	provider := d.ProviderOf(route)
 	if provider == nil {
 		return nil
 	}
@@ -111,15 +113,15 @@ type Rival struct {
 // of the two, the older one is obeyed. Among rollouts, one whose route serves the host already keeps it, so that a new
 // or edited rollout never takes traffic from one that serves; then the older one wins; then the first by namespace and
 // name.
-func FindRival(
+func (d Domain) FindRival(
 	rollout *v1alpha1.CanaryRollout, others []v1alpha1.CanaryRollout, routes []unstructured.Unstructured,
 ) *Rival {
-	claims := Claims(rollout)
+	claims := d.Claims(rollout)
 	holders := map[string]bool{}
 	var ours, foreign *unstructured.Unstructured
 	for i := range routes {
 		route := &routes[i]
-		if !Overlap(claims, ClaimsOf(route, rollout.Namespace)) {
+		if !Overlap(claims, d.ClaimsOf(route, rollout.Namespace)) {
 			continue
 		}
 		switch owner := metav1.GetControllerOf(route); {
@@ -140,7 +142,7 @@ func FindRival(
 	best := rollout
 	for i := range others {
 		other := &others[i]
-		if other.DeletionTimestamp == nil && other.UID != rollout.UID && Overlap(claims, Claims(other)) &&
+		if other.DeletionTimestamp == nil && other.UID != rollout.UID && Overlap(claims, d.Claims(other)) &&
 			precedes(other, best, holders) {
 			best = other
 		}

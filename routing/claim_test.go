@@ -43,7 +43,7 @@ func adopting(name, route string) func(*v1alpha1.RolloutRouting) {
 
 // virtualService makes one for a host; owner is the namespace/name of a rollout, or empty.
 func virtualService(namespace, name, host string, age time.Duration, owner string) unstructured.Unstructured {
-	vs := NewRoute(VirtualServices)
+	vs := NewRoute(DefaultDomain.VirtualServices())
 	vs.SetNamespace(namespace)
 	vs.SetName(name)
 	vs.SetCreationTimestamp(metav1.NewTime(epoch.Add(-age)))
@@ -175,7 +175,7 @@ func TestFindRival(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			everybody := append([]v1alpha1.CanaryRollout{tc.rollout}, tc.others...)
-			got := FindRival(&tc.rollout, everybody, tc.virtualServices)
+			got := DefaultDomain.FindRival(&tc.rollout, everybody, tc.virtualServices)
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("FindRival (-want +got):\n%s", diff)
 			}
@@ -193,7 +193,7 @@ func TestOneWriter(t *testing.T) {
 	for _, virtualServices := range [][]unstructured.Unstructured{nil, routed} {
 		var writers []string
 		for i := range everybody {
-			if FindRival(&everybody[i], everybody, virtualServices) == nil {
+			if DefaultDomain.FindRival(&everybody[i], everybody, virtualServices) == nil {
 				writers = append(writers, string(everybody[i].UID))
 			}
 		}
@@ -220,10 +220,10 @@ func TestOrderOfListsDoesNotMatter(t *testing.T) {
 	}
 	for range others {
 		others, routes = append(others[1:], others[0]), append(routes[1:], routes[0])
-		if rival := FindRival(&subject, others, nil); rival == nil || rival.Name != "b" {
+		if rival := DefaultDomain.FindRival(&subject, others, nil); rival == nil || rival.Name != "b" {
 			t.Errorf("among rollouts the rival is %+v, want b", rival)
 		}
-		if rival := FindRival(&subject, nil, routes); rival == nil || rival.Name != "front-b" {
+		if rival := DefaultDomain.FindRival(&subject, nil, routes); rival == nil || rival.Name != "front-b" {
 			t.Errorf("among routes the rival is %+v, want front-b", rival)
 		}
 		if root := FindRoot(routes, "ml", "a"); root == nil || root.GetName() != "front-b" {

@@ -90,7 +90,7 @@ spec:
     - destination: {host: v2-predictor.ml.svc.cluster.local, port: {number: 80}}
       weight: 20
 `).Object["spec"].(map[string]any)["http"]
-	got := render(t, VirtualServices, o).Object["spec"].(map[string]any)["http"]
+	got := render(t, DefaultDomain.VirtualServices(), o).Object["spec"].(map[string]any)["http"]
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("routes (-want +got):\n%s", diff)
 	}

@@ -91,7 +91,7 @@ var readings = map[v1alpha1.RoutingProvider]reading{
 		shares: func(rule map[string]any) map[string]int64 {
 			shares, sum := map[string]int64{}, int64(0)
 			for _, ref := range mapsAt(rule, "backendRefs") {
-				shares[backendHost(ref, "ml")] += numberAt(ref, "weight", 1)
+				shares[httpRoutes{DefaultDomain}.backendHost(ref, "ml")] += numberAt(ref, "weight", 1)
 				sum += numberAt(ref, "weight", 1)
 			}
 			for host := range shares {
@@ -155,7 +155,7 @@ func marked(mark v1alpha1.ColourMark, r request) bool {
 // TestProvidersMeanTheSame draws colours and requests at random, and wants every kind of route, read by its own
 // specification, to send each request where the rollout means it to go.
 func TestProvidersMeanTheSame(t *testing.T) {
-	for _, p := range Providers() {
+	for _, p := range DefaultDomain.Providers() {
 		t.Run(string(p.Name()), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(1, 2))
 			coloured := 0
@@ -251,7 +251,7 @@ func randomRequest(random *rand.Rand) request {
 // TestNoRuleHasALoneSideWithoutWeight: Istio sends everything to a lone destination whatever its weight, the Gateway API
 // nothing, so that a rule of one destination must give it a weight, and the split must have two.
 func TestNoRuleHasALoneSideWithoutWeight(t *testing.T) {
-	for _, p := range Providers() {
+	for _, p := range DefaultDomain.Providers() {
 		for _, canary := range []int32{0, 1, 100} {
 			o := owned(canary)
 			o.Colours = []Colour{{Name: "qa", To: v1alpha1.SideCanary, marks: []v1alpha1.ColourMark{header("a", "b")}}}
@@ -279,7 +279,7 @@ func TestNoRuleHasALoneSideWithoutWeight(t *testing.T) {
 
 // TestRenderedRoutesComeBack: what was rendered is recognised, by every provider in the same way.
 func TestRenderedRoutesComeBack(t *testing.T) {
-	for _, p := range Providers() {
+	for _, p := range DefaultDomain.Providers() {
 		o := owned(30)
 		route := render(t, p, o)
 		if !p.Mentions(route, o.Stable) || !p.Mentions(route, o.Canary) ||

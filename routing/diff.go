@@ -44,7 +44,7 @@ func routedLines(route *unstructured.Unstructured) ([]string, error) {
 	if route == nil {
 		return nil, nil
 	}
-	raw, err := yaml.Marshal(map[string]any{"spec": routedPart(ProviderOf(route), specOf(route))})
+	raw, err := yaml.Marshal(map[string]any{"spec": routedPart(kindOf(route), specOf(route))})
 	if err != nil {
 		return nil, fmt.Errorf("encoding %s %q: %w", route.GetKind(), route.GetName(), err)
 	}

@@ -31,7 +31,7 @@ func TestDiff(t *testing.T) {
 -      weight: 10
 +      weight: 30
 `
-	before, after := render(t, VirtualServices, owned(10)), render(t, VirtualServices, owned(30))
+	before, after := render(t, DefaultDomain.VirtualServices(), owned(10)), render(t, DefaultDomain.VirtualServices(), owned(30))
 	got, err := Diff(before, after)
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,7 @@ const (
 // Fingerprint returns a short text that tells the routed part of a route from any other. That of a rendered route is
 // also that of the stored one, until somebody changes it.
 func Fingerprint(route *unstructured.Unstructured) (string, error) {
-	provider, spec := ProviderOf(route), specOf(route)
+	provider, spec := kindOf(route), specOf(route)
 	if provider == nil {
 		return "", fmt.Errorf("%s is no route", route.GetKind())
 	}

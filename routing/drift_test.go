@@ -102,9 +102,9 @@ func TestOpponent(t *testing.T) {
 	}
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
-			route := NewRoute(VirtualServices)
+			route := NewRoute(DefaultDomain.VirtualServices())
 			route.SetManagedFields(tc.entries)
-			if got := Opponent(route, "us", VirtualServices.Fields()...); got != tc.want {
+			if got := Opponent(route, "us", DefaultDomain.VirtualServices().Fields()...); got != tc.want {
 				t.Errorf("Opponent = %q, want %q", got, tc.want)
 			}
 		})

@@ -2,56 +2,47 @@
 
 package routing
 
-import (
-	"strings"
-	"sync/atomic"
-)
+import "strings"
 
-// DefaultClusterDomain is the DNS domain that a cluster has unless its administrator chose another.
-const DefaultClusterDomain = "cluster.local"
+// Domain is the DNS domain of a cluster's Services, in lower case and without dots at its ends. Whatever makes or compares
+// host names is a method of it.
+type Domain string
 
-// clusterDomain is the DNS domain of Services: one for all that this process knows, since host names are compared by it.
-var clusterDomain atomic.Pointer[string]
+// DefaultDomain is the domain that a cluster has unless its administrator chose another.
+const DefaultDomain Domain = "cluster.local"
 
-// SetClusterDomain tells the DNS domain of the cluster's Services, such as cluster.local. It is called before hosts are
-// made or compared, and not again.
-func SetClusterDomain(domain string) {
-	domain = strings.ToLower(strings.Trim(domain, "."))
-	clusterDomain.Store(&domain)
-}
-
-// ClusterDomain returns the DNS domain of the cluster's Services.
-func ClusterDomain() string {
-	if domain := clusterDomain.Load(); domain != nil {
-		return *domain
+// DomainOf returns the domain of this name, the default one for "".
+func DomainOf(name string) Domain {
+	if name = strings.ToLower(strings.Trim(name, ".")); name != "" {
+		return Domain(name)
 	}
-	return DefaultClusterDomain
+	return DefaultDomain
 }
 
 // Mesh is the gateway that stands for every caller inside the mesh.
 const Mesh = "mesh"
 
 // ServiceHost returns the host name of a Service.
-func ServiceHost(name, namespace string) string {
-	return name + "." + namespace + ".svc." + ClusterDomain()
+func (d Domain) ServiceHost(name, namespace string) string {
+	return name + "." + namespace + ".svc." + string(d)
 }
 
 // ResolveHost returns the full form of a host as a VirtualService of a namespace means it: a name without a dot is a
 // Service of that namespace.
-func ResolveHost(host, namespace string) string {
+func (d Domain) ResolveHost(host, namespace string) string {
 	host = strings.ToLower(host)
 	if host == "" || strings.ContainsAny(host, ".*") {
 		return host
 	}
-	return ServiceHost(host, namespace)
+	return d.ServiceHost(host, namespace)
 }
 
 // resolveAuthority returns the full form of a Host header. Knative's gateway knows a Service by three names.
-func resolveAuthority(authority string) string {
+func (d Domain) resolveAuthority(authority string) string {
 	authority, _, _ = strings.Cut(strings.ToLower(authority), ":")
 	service := strings.TrimSuffix(authority, ".svc")
 	if name, namespace, ok := strings.Cut(service, "."); ok && !strings.Contains(namespace, ".") {
-		return ServiceHost(name, namespace)
+		return d.ServiceHost(name, namespace)
 	}
 	return authority
 }
@@ -65,8 +56,8 @@ func resolveGateway(gateway, namespace string) string {
 }
 
 // serviceOf returns the Service whose host name this is, false if it is that of no Service.
-func serviceOf(host string) (name, namespace string, ok bool) {
-	service, isService := strings.CutSuffix(host, ".svc."+ClusterDomain())
+func (d Domain) serviceOf(host string) (name, namespace string, ok bool) {
+	service, isService := strings.CutSuffix(host, ".svc."+string(d))
 	name, namespace, ok = strings.Cut(service, ".")
 	return name, namespace, isService && ok && !strings.ContainsAny(service, "*") && !strings.Contains(namespace, ".")
 }

@@ -19,7 +19,7 @@ import (
 var HTTPRouteKind = schema.GroupVersionKind{Group: gatewayGroup, Version: "v1", Kind: "HTTPRoute"}
 
 // HTTPRoutes is the provider of the Gateway API's routes.
-var HTTPRoutes Provider = httpRoutes{}
+func (d Domain) HTTPRoutes() Provider { return httpRoutes{d} }
 
 const (
 	gatewayGroup = "gateway.networking.k8s.io"
@@ -31,7 +31,7 @@ const (
 	maxMatches     = 128
 )
 
-type httpRoutes struct{}
+type httpRoutes struct{ domain Domain }
 
 // Name implements Provider.
 func (httpRoutes) Name() v1alpha1.RoutingProvider { return v1alpha1.ProviderHTTPRoute }
@@ -47,12 +47,12 @@ func (httpRoutes) RuleField() string { return "rules" }
 
 // Render implements Provider. Every field that the API server would fill in is written out, so that what is stored is
 // what was rendered. Callers inside the mesh reach a Service, so that each host of theirs is one.
-func (httpRoutes) Render(o Owned) (*unstructured.Unstructured, error) {
-	parents, err := parentsOf(o)
+func (p httpRoutes) Render(o Owned) (*unstructured.Unstructured, error) {
+	parents, err := p.parentsOf(o)
 	if err != nil {
 		return nil, err
 	}
-	rules, err := rulesOf(o)
+	rules, err := p.rulesOf(o)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func (httpRoutes) Render(o Owned) (*unstructured.Unstructured, error) {
 	if slices.ContainsFunc(o.gateways(), func(g string) bool { return g != Mesh }) {
 		spec["hostnames"] = anySlice(o.Hosts)
 	}
-	route := NewRoute(HTTPRoutes)
+	route := NewRoute(p)
 	route.SetName(o.Name)
 	route.SetNamespace(o.Namespace)
 	route.Object["spec"] = spec
@@ -68,7 +68,7 @@ func (httpRoutes) Render(o Owned) (*unstructured.Unstructured, error) {
 }
 
 // parentsOf returns who the route is attached to: Gateways and, for callers inside the mesh, Services.
-func parentsOf(o Owned) ([]any, error) {
+func (p httpRoutes) parentsOf(o Owned) ([]any, error) {
 	var parents []any
 	for _, gateway := range o.gateways() {
 		if gateway != Mesh {
@@ -77,7 +77,7 @@ func parentsOf(o Owned) ([]any, error) {
 			continue
 		}
 		for _, host := range o.Hosts {
-			name, namespace, ok := serviceOf(host)
+			name, namespace, ok := p.domain.serviceOf(host)
 			if !ok {
 				return nil, refuse(v1alpha1.ReasonUnsupportedByProvider,
 					"host %q is no Service, and an HTTPRoute serves callers inside the mesh by Services only; "+
@@ -98,7 +98,7 @@ func parent(group, kind, name, namespace, routeNamespace string) map[string]any 
 }
 
 // rulesOf returns a rule for each colour, and the split.
-func rulesOf(o Owned) ([]any, error) {
+func (p httpRoutes) rulesOf(o Owned) ([]any, error) {
 	all := httpRouteMatches(o.Colours)
 	rules := make([]any, 0, len(o.Colours)+3)
 	total := 3
@@ -109,17 +109,17 @@ func rulesOf(o Owned) ([]any, error) {
 				"colour %q takes more matches than an HTTPRoute may have; give colours fewer marks, put those with "+
 					"both a header and a cookie first, or use provider VirtualService", colour.Name)
 		}
-		to, err := backend(o.side(colour.To), 100, o.Namespace)
+		to, err := p.backend(o.side(colour.To), 100, o.Namespace)
 		if err != nil {
 			return nil, err
 		}
 		rules = append(rules, map[string]any{"name": colour.RouteName(), "matches": all[i], "backendRefs": []any{to}})
 	}
-	sticky, err := stickyRules(o)
+	sticky, err := p.stickyRules(o)
 	if err != nil {
 		return nil, err
 	}
-	split, err := splitRule(o)
+	split, err := p.splitRule(o)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func rulesOf(o Owned) ([]any, error) {
 
 // stickyRules returns the rules of the sessions of each side. They have one header each, like a colour at least, and
 // stand below the colours, which therefore go before.
-func stickyRules(o Owned) ([]any, error) {
+func (p httpRoutes) stickyRules(o Owned) ([]any, error) {
 	if o.Sticky != nil && o.Sticky.Cookie != "" {
 		return nil, refuse(v1alpha1.ReasonUnsupportedByProvider,
 			"stickiness.cookie needs %d destinations in a rule, and an HTTPRoute may have 16; "+
@@ -143,7 +143,7 @@ func stickyRules(o Owned) ([]any, error) {
 		name, regex string
 		to          Destination
 	}{{stickyCanary, canary, o.Canary}, {stickyStable, stable, o.Stable}} {
-		to, err := backend(one.to, 100, o.Namespace)
+		to, err := p.backend(one.to, 100, o.Namespace)
 		if err != nil {
 			return nil, err
 		}
@@ -155,12 +155,12 @@ func stickyRules(o Owned) ([]any, error) {
 }
 
 // splitRule returns the rule of all requests that no other rule takes.
-func splitRule(o Owned) (map[string]any, error) {
-	stable, err := backend(o.Stable, o.Weights.Stable, o.Namespace)
+func (p httpRoutes) splitRule(o Owned) (map[string]any, error) {
+	stable, err := p.backend(o.Stable, o.Weights.Stable, o.Namespace)
 	if err != nil {
 		return nil, err
 	}
-	canary, err := backend(o.Canary, o.Weights.Canary, o.Namespace)
+	canary, err := p.backend(o.Canary, o.Weights.Canary, o.Namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -179,13 +179,13 @@ func splitRule(o Owned) (map[string]any, error) {
 
 func everyPath() map[string]any { return map[string]any{"type": "PathPrefix", "value": "/"} }
 
-func backend(to Destination, weight int32, routeNamespace string) (map[string]any, error) {
+func (p httpRoutes) backend(to Destination, weight int32, routeNamespace string) (map[string]any, error) {
 	if to.Authority != "" {
 		return nil, refuse(v1alpha1.ReasonUnsupportedByProvider,
 			"a side in KServe's Knative mode is known by its Host header, which a destination of an HTTPRoute cannot set on "+
 				"every gateway; use provider VirtualService")
 	}
-	name, namespace, ok := serviceOf(to.Host)
+	name, namespace, ok := p.domain.serviceOf(to.Host)
 	if !ok {
 		return nil, fmt.Errorf("destination %q is no Service", to.Host)
 	}
@@ -260,15 +260,15 @@ func httpRouteMatch(mark v1alpha1.ColourMark) (map[string]any, string) {
 }
 
 // Strangers implements Provider. Hosts that somebody added would be served too.
-func (httpRoutes) Strangers(live, rendered *unstructured.Unstructured) ([]byte, error) {
-	return removal(live, rendered, HTTPRoutes.Fields())
+func (p httpRoutes) Strangers(live, rendered *unstructured.Unstructured) ([]byte, error) {
+	return removal(live, rendered, p.Fields())
 }
 
 // Mentions implements Provider.
-func (httpRoutes) Mentions(route *unstructured.Unstructured, to Destination) bool {
+func (p httpRoutes) Mentions(route *unstructured.Unstructured, to Destination) bool {
 	for _, rule := range mapsAt(specOf(route), "rules") {
 		for _, entry := range mapsAt(rule, "backendRefs") {
-			if to.is(backendHost(entry, route.GetNamespace()), "") {
+			if to.is(p.backendHost(entry, route.GetNamespace()), "") {
 				return true
 			}
 		}
@@ -277,20 +277,20 @@ func (httpRoutes) Mentions(route *unstructured.Unstructured, to Destination) boo
 }
 
 // backendHost returns the full host name of the Service that a reference leads to, "" if it is none.
-func backendHost(ref map[string]any, namespace string) string {
+func (p httpRoutes) backendHost(ref map[string]any, namespace string) string {
 	if stringAt(ref, "group") != "" || ref["kind"] != nil && ref["kind"] != serviceKind {
 		return ""
 	}
 	if other := stringAt(ref, "namespace"); other != "" {
 		namespace = other
 	}
-	return ServiceHost(stringAt(ref, "name"), namespace)
+	return p.domain.ServiceHost(stringAt(ref, "name"), namespace)
 }
 
 // Hosts implements Provider: the Services and host names that the route serves.
-func (httpRoutes) Hosts(route *unstructured.Unstructured) []string {
+func (p httpRoutes) Hosts(route *unstructured.Unstructured) []string {
 	var hosts []string
-	for _, claim := range httpRouteClaims(route) {
+	for _, claim := range p.claims(route) {
 		if !slices.Contains(hosts, claim.Host) {
 			hosts = append(hosts, claim.Host)
 		}
@@ -300,18 +300,18 @@ func (httpRoutes) Hosts(route *unstructured.Unstructured) []string {
 
 // Claims implements Provider. Routes of one host share it by their matches, so only one with a rule for every request
 // takes it from others.
-func (httpRoutes) Claims(route *unstructured.Unstructured, _ string) []Claim {
+func (p httpRoutes) Claims(route *unstructured.Unstructured, _ string) []Claim {
 	if !slices.ContainsFunc(mapsAt(specOf(route), "rules"), matchesAll) {
 		return nil
 	}
-	return httpRouteClaims(route)
+	return p.claims(route)
 }
 
-func httpRouteClaims(route *unstructured.Unstructured) []Claim {
+func (p httpRoutes) claims(route *unstructured.Unstructured) []Claim {
 	var claims []Claim
 	for _, ref := range mapsAt(specOf(route), "parentRefs") {
 		if ref["kind"] == serviceKind {
-			claims = append(claims, Claim{Host: backendHost(ref, route.GetNamespace()), Gateway: Mesh})
+			claims = append(claims, Claim{Host: p.backendHost(ref, route.GetNamespace()), Gateway: Mesh})
 			continue
 		}
 		gateway := stringAt(ref, "name")
@@ -333,17 +333,17 @@ func matchesAll(rule map[string]any) bool {
 }
 
 // Bind implements Provider.
-func (httpRoutes) Bind(
+func (p httpRoutes) Bind(
 	route *unstructured.Unstructured, rule string, stable, canary Destination,
 ) (*Binding, error) {
 	return bind(route, rule, stable, canary, layout{
-		kind: HTTPRouteKind.Kind, rules: HTTPRoutes.RuleField(), destinations: "backendRefs", reference: "httpRouteRef.rule",
-		read: readBackend,
+		kind: HTTPRouteKind.Kind, rules: p.RuleField(), destinations: "backendRefs", reference: "httpRouteRef.rule",
+		read: p.readBackend,
 	})
 }
 
 // readBackend reads a destination; the Gateway API takes an absent weight for 1.
-func readBackend(entry map[string]any, namespace string) readEntry {
+func (p httpRoutes) readBackend(entry map[string]any, namespace string) readEntry {
 	identity := map[string]any{}
 	for _, field := range []string{"group", "kind", "namespace", "name", "port"} {
 		if entry[field] != nil {
@@ -351,6 +351,6 @@ func readBackend(entry map[string]any, namespace string) readEntry {
 		}
 	}
 	return readEntry{
-		host: backendHost(entry, namespace), identity: identity, weight: numberAt(entry, "weight", 1),
+		host: p.backendHost(entry, namespace), identity: identity, weight: numberAt(entry, "weight", 1),
 	}
 }

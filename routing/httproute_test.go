@@ -55,10 +55,10 @@ spec:
     - {group: "", kind: Service, name: v1-predictor, port: 80, weight: 80}
     - {group: "", kind: Service, name: v2-predictor, port: 80, weight: 20}
 `
-	if diff := cmp.Diff(parse(t, want).Object, render(t, HTTPRoutes, o).Object); diff != "" {
+	if diff := cmp.Diff(parse(t, want).Object, render(t, DefaultDomain.HTTPRoutes(), o).Object); diff != "" {
 		t.Errorf("rendered HTTPRoute (-want +got):\n%s", diff)
 	}
-	if hosts := render(t, HTTPRoutes, owned(0)).Object["spec"].(map[string]any)["hostnames"]; hosts != nil {
+	if hosts := render(t, DefaultDomain.HTTPRoutes(), owned(0)).Object["spec"].(map[string]any)["hostnames"]; hosts != nil {
 		t.Errorf("host names %v of a route for callers of a Service only, who have none to match", hosts)
 	}
 }
@@ -94,7 +94,7 @@ func TestHTTPRouteRefuses(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			o := owned(0)
 			tc.change(&o)
-			_, err := HTTPRoutes.Render(o)
+			_, err := DefaultDomain.HTTPRoutes().Render(o)
 			refusal, ok := errors.AsType[*RefusedError](err)
 			if !ok || refusal.Reason != v1alpha1.ReasonUnsupportedByProvider || !strings.Contains(refusal.Message, tc.want) {
 				t.Errorf("rendering: %v; want a refusal that names %s", err, tc.want)
@@ -127,7 +127,7 @@ spec:
 func TestAdoptAnHTTPRoute(t *testing.T) {
 	route := parse(t, userRoute)
 	before := route.DeepCopy()
-	binding, err := HTTPRoutes.Bind(route, "predict", sideV1, sideV2)
+	binding, err := DefaultDomain.HTTPRoutes().Bind(route, "predict", sideV1, sideV2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestHTTPRouteClaims(t *testing.T) {
 	}
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
-			if diff := cmp.Diff(tc.want, ClaimsOf(parse(t, head+tc.spec), "ml")); diff != "" {
+			if diff := cmp.Diff(tc.want, DefaultDomain.ClaimsOf(parse(t, head+tc.spec), "ml")); diff != "" {
 				t.Errorf("claims (-want +got):\n%s", diff)
 			}
 		})
@@ -276,32 +276,32 @@ func TestAcceptance(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			o := owned(0)
 			o.Gateways = []string{Mesh, "public"}
-			route := render(t, HTTPRoutes, o)
+			route := render(t, DefaultDomain.HTTPRoutes(), o)
 			route.SetGeneration(4)
 			if tc.parents != nil {
 				route.Object["status"] = map[string]any{"parents": tc.parents}
 			}
 			if diff := cmp.Diff(
 				Acceptance{Accepted: tc.want, Refusal: tc.wantRefusal},
-				HTTPRoutes.Acceptance(route),
+				DefaultDomain.HTTPRoutes().Acceptance(route),
 			); diff != "" {
 				t.Errorf("acceptance (-want +got):\n%s", diff)
 			}
 		})
 	}
-	if HTTPRoutes.Acceptance(nil).Accepted {
+	if DefaultDomain.HTTPRoutes().Acceptance(nil).Accepted {
 		t.Error("a route that is not written yet is accepted")
 	}
 }
 
 func TestProviderOf(t *testing.T) {
-	for _, p := range Providers() {
-		if ProviderOf(NewRoute(p)) != p || ProviderNamed(p.Name()) != p {
+	for _, p := range DefaultDomain.Providers() {
+		if DefaultDomain.ProviderOf(NewRoute(p)) != p || DefaultDomain.ProviderNamed(p.Name()) != p {
 			t.Errorf("%s is not found by its kind and its name", p.Name())
 		}
 	}
 	stranger := &unstructured.Unstructured{Object: map[string]any{"kind": "HTTPRoute", "apiVersion": "example.com/v1"}}
-	if ProviderOf(stranger) != nil || ProviderNamed(v1alpha1.ProviderAuto) != nil {
+	if DefaultDomain.ProviderOf(stranger) != nil || DefaultDomain.ProviderNamed(v1alpha1.ProviderAuto) != nil {
 		t.Error("what is no provider has one")
 	}
 }

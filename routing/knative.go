@@ -18,7 +18,7 @@ var InferenceServiceKind = schema.GroupVersionKind{
 }
 
 // KnativeTraffic is the provider that adopts the share of an InferenceService's newest revision.
-var KnativeTraffic Provider = knativeTraffic{}
+func KnativeTraffic() Provider { return knativeTraffic{} }
 
 const (
 	percentField = "predictor.canaryTrafficPercent"

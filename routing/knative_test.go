@@ -20,14 +20,14 @@ const gatewayHost = "knative-local-gateway.istio-system.svc.cluster.local"
 
 // byHost is a side that is reached by Knative's gateway.
 func byHost(service string) Destination {
-	return Destination{Host: gatewayHost, Port: 80, Authority: ServiceHost(service, "ml")}
+	return Destination{Host: gatewayHost, Port: 80, Authority: DefaultDomain.ServiceHost(service, "ml")}
 }
 
 // hostShares returns the share of each Host header among the destinations of a rule, and of each host without one.
 func hostShares(rule map[string]any) map[string]int64 {
 	shares := map[string]int64{}
 	for _, entry := range mapsAt(rule, "route") {
-		read := readDestination(entry, "ml")
+		read := DefaultDomain.readDestination(entry, "ml")
 		key := read.authority
 		if key == "" {
 			key = read.host
@@ -79,7 +79,7 @@ func TestSidesByHost(t *testing.T) {
 			if tc.change != nil {
 				tc.change(&o)
 			}
-			vs, err := VirtualServices.Render(o)
+			vs, err := DefaultDomain.VirtualServices().Render(o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,16 +92,17 @@ func TestSidesByHost(t *testing.T) {
 			}
 			for _, rule := range mapsAt(specOf(vs), "http") {
 				for _, entry := range mapsAt(rule, "route") {
-					if read := readDestination(entry, "ml"); read.authority != "" && read.host != gatewayHost {
+					if read := DefaultDomain.readDestination(entry, "ml"); read.authority != "" && read.host != gatewayHost {
 						t.Errorf("%s is not sent to the gateway", read)
 					}
 				}
 			}
-			if !VirtualServices.Mentions(vs, o.Stable) || !VirtualServices.Mentions(vs, o.Canary) ||
-				VirtualServices.Mentions(vs, byHost("v3-predictor")) {
+			if !DefaultDomain.VirtualServices().Mentions(vs, o.Stable) ||
+				!DefaultDomain.VirtualServices().Mentions(vs, o.Canary) ||
+				DefaultDomain.VirtualServices().Mentions(vs, byHost("v3-predictor")) {
 				t.Error("the route does not know its own sides")
 			}
-			if got := SharedGateway(vs); got != gatewayHost {
+			if got := DefaultDomain.SharedGateway(vs); got != gatewayHost {
 				t.Errorf("the gateway is %q", got)
 			}
 		})
@@ -110,7 +111,7 @@ func TestSidesByHost(t *testing.T) {
 
 // TestSessionsByCookieKeepTheirHost: the cookie that an answer sets is beside the Host that the request is given.
 func TestSessionsByCookieKeepTheirHost(t *testing.T) {
-	vs, err := VirtualServices.Render(Owned{
+	vs, err := DefaultDomain.VirtualServices().Render(Owned{
 		Name: "fraud", Namespace: "ml", Sticky: &Stickiness{Cookie: "side", TTL: time.Hour},
 		Stable: byHost("v1-predictor"), Canary: byHost("v2-predictor"), Weights: pair(30),
 	})
@@ -200,7 +201,7 @@ func TestBindByHost(t *testing.T) {
 			if tc.stable.Host == "" {
 				tc.stable = byHost("v1-predictor")
 			}
-			binding, err := VirtualServices.Bind(route, "predict", tc.stable, byHost("v2-predictor"))
+			binding, err := DefaultDomain.VirtualServices().Bind(route, "predict", tc.stable, byHost("v2-predictor"))
 			if tc.want != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.want) {
 					t.Errorf("error %v, want a word of %q", err, tc.want)
@@ -237,9 +238,9 @@ func TestNotByHost(t *testing.T) {
 		Canary:  byHost("v2-predictor"),
 		Weights: pair(0),
 	}
-	_, byHTTPRoute := HTTPRoutes.Render(o)
+	_, byHTTPRoute := DefaultDomain.HTTPRoutes().Render(o)
 	o.Shadow = 10
-	_, mirrored := VirtualServices.Render(o)
+	_, mirrored := DefaultDomain.VirtualServices().Render(o)
 	for what, err := range map[string]error{"an HTTPRoute": byHTTPRoute, "a shadow": mirrored} {
 		refusal, ok := errors.AsType[*RefusedError](err)
 		if !ok || refusal.Reason != v1alpha1.ReasonUnsupportedByProvider {
@@ -253,7 +254,7 @@ func TestNotByHost(t *testing.T) {
 
 // TestGatewayOfKServe: KServe's own route tells which gateway it uses.
 func TestGatewayOfKServe(t *testing.T) {
-	host, gateway := FirstDestination(readRoute(t, `
+	host, gateway := DefaultDomain.FirstDestination(readRoute(t, `
 kind: VirtualService
 metadata: {name: v1, namespace: ml}
 spec:

@@ -102,7 +102,7 @@ func TestKnativeBinding(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			live := readRoute(t, predictor(t, twoRevisions, tc.spec))
 			live.SetGeneration(3)
-			binding, err := KnativeTraffic.Bind(live, "", a, b)
+			binding, err := KnativeTraffic().Bind(live, "", a, b)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -147,7 +147,7 @@ func TestKnativeBinding(t *testing.T) {
 	for what, sides := range map[string][2]Destination{
 		"one revision": {a, {}}, "another canary": {a, {Host: "c"}}, "another stable": {{Host: "x"}, b},
 	} {
-		if _, err := KnativeTraffic.Bind(live, "", sides[0], sides[1]); err == nil {
+		if _, err := KnativeTraffic().Bind(live, "", sides[0], sides[1]); err == nil {
 			t.Errorf("%s is bound", what)
 		}
 	}
@@ -184,12 +184,12 @@ func TestKnativeAcceptance(t *testing.T) {
 	}
 	for what, tc := range tests {
 		t.Run(what, func(t *testing.T) {
-			if got := KnativeTraffic.Acceptance(readRoute(t, predictor(t, tc.status, tc.spec))); got.Accepted != tc.want {
+			if got := KnativeTraffic().Acceptance(readRoute(t, predictor(t, tc.status, tc.spec))); got.Accepted != tc.want {
 				t.Errorf("%+v, want %v", got, tc.want)
 			}
 		})
 	}
-	if KnativeTraffic.Acceptance(nil).Accepted {
+	if KnativeTraffic().Acceptance(nil).Accepted {
 		t.Error("what is still to be written is taken up")
 	}
 }

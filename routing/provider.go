@@ -41,11 +41,11 @@ type Provider interface {
 }
 
 // Providers are all kinds that are routes of their own, the one first that Auto prefers where both are as good.
-func Providers() []Provider { return []Provider{VirtualServices, HTTPRoutes} }
+func (d Domain) Providers() []Provider { return []Provider{d.VirtualServices(), d.HTTPRoutes()} }
 
 // ProviderNamed returns the provider of a name, nil for Auto.
-func ProviderNamed(name v1alpha1.RoutingProvider) Provider {
-	for _, p := range append(Providers(), KnativeTraffic) {
+func (d Domain) ProviderNamed(name v1alpha1.RoutingProvider) Provider {
+	for _, p := range append(d.Providers(), KnativeTraffic()) {
 		if p.Name() == name {
 			return p
 		}
@@ -54,14 +54,17 @@ func ProviderNamed(name v1alpha1.RoutingProvider) Provider {
 }
 
 // ProviderOf returns the provider of a route, nil if it is no route.
-func ProviderOf(route *unstructured.Unstructured) Provider {
-	for _, p := range append(Providers(), KnativeTraffic) {
+func (d Domain) ProviderOf(route *unstructured.Unstructured) Provider {
+	for _, p := range append(d.Providers(), KnativeTraffic()) {
 		if p.Kind().GroupKind() == route.GroupVersionKind().GroupKind() {
 			return p
 		}
 	}
 	return nil
 }
+
+// kindOf returns the provider of a route, for what is the same in every domain.
+func kindOf(route *unstructured.Unstructured) Provider { return DefaultDomain.ProviderOf(route) }
 
 // NewRoute returns an empty route of a provider.
 func NewRoute(p Provider) *unstructured.Unstructured {
@@ -148,7 +151,7 @@ type Acceptance struct {
 // could stand above ours and take its traffic.
 func Carries(live, rendered *unstructured.Unstructured) bool {
 	have, want := specOf(live), specOf(rendered)
-	for _, field := range ProviderOf(rendered).Fields() {
+	for _, field := range kindOf(rendered).Fields() {
 		if !reflect.DeepEqual(have[field], want[field]) {
 			return false
 		}

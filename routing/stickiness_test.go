@@ -27,13 +27,13 @@ func TestSessionsFollowTheWeight(t *testing.T) {
 		buckets  int
 		request  func(bucket int) request
 	}{
-		"by cookie in a VirtualService": {VirtualServices, byCookie(), 100, func(bucket int) request {
+		"by cookie in a VirtualService": {DefaultDomain.VirtualServices(), byCookie(), 100, func(bucket int) request {
 			return request{"cookie": fmt.Sprintf("theme=dark; digits=%02d", bucket)}
 		}},
-		"by header in a VirtualService": {VirtualServices, byHeader(), 256, func(bucket int) request {
+		"by header in a VirtualService": {DefaultDomain.VirtualServices(), byHeader(), 256, func(bucket int) request {
 			return request{"x-session-id": fmt.Sprintf("5b1f9c-%02x", bucket)}
 		}},
-		"by header in an HTTPRoute, in capitals": {HTTPRoutes, byHeader(), 256, func(bucket int) request {
+		"by header in an HTTPRoute, in capitals": {DefaultDomain.HTTPRoutes(), byHeader(), 256, func(bucket int) request {
 			return request{"x-session-id": fmt.Sprintf("5B1F9C-%02X", bucket)}
 		}},
 	}
@@ -71,7 +71,7 @@ func TestNewSessionsAreDrawnByTheWeight(t *testing.T) {
 	for _, percent := range []int32{1, 10, 37, 50, 99} {
 		o := owned(percent)
 		o.Sticky = byCookie()
-		route := render(t, VirtualServices, o)
+		route := render(t, DefaultDomain.VirtualServices(), o)
 		read := readings[v1alpha1.ProviderVirtualService]
 		want := map[string]int64{o.Stable.Host: 100 - int64(percent), o.Canary.Host: int64(percent)}
 		for what, r := range map[string]request{
@@ -108,7 +108,7 @@ func TestNewSessionsAreDrawnByTheWeight(t *testing.T) {
 // TestSessionsGoWhereTrafficMayGo: a side that gets no traffic keeps no session, whatever it had, and no session needs a
 // rule then.
 func TestSessionsGoWhereTrafficMayGo(t *testing.T) {
-	for _, p := range Providers() {
+	for _, p := range DefaultDomain.Providers() {
 		for _, percent := range []int32{0, 100} {
 			o := owned(percent)
 			plain := render(t, p, o)
@@ -129,7 +129,7 @@ func TestAnotherCanaryTriesOtherSessions(t *testing.T) {
 }
 
 func TestColoursGoBeforeSessions(t *testing.T) {
-	for _, p := range Providers() {
+	for _, p := range DefaultDomain.Providers() {
 		o := owned(99)
 		o.Sticky = byHeader()
 		o.Colours = []Colour{{Name: "vip", To: v1alpha1.SideStable, marks: []v1alpha1.ColourMark{
@@ -147,7 +147,7 @@ func TestColoursGoBeforeSessions(t *testing.T) {
 func TestAnHTTPRouteHasNoCookiesOfSessions(t *testing.T) {
 	o := owned(10)
 	o.Sticky = byCookie()
-	_, err := HTTPRoutes.Render(o)
+	_, err := DefaultDomain.HTTPRoutes().Render(o)
 	refusal, ok := errors.AsType[*RefusedError](err)
 	if !ok || refusal.Reason != v1alpha1.ReasonUnsupportedByProvider || !strings.Contains(refusal.Message, "stickiness.header") {
 		t.Errorf("rendering gives %v", err)

@@ -21,9 +21,9 @@ var VirtualServiceKind = schema.GroupVersionKind{
 }
 
 // VirtualServices is the provider of Istio's routes.
-var VirtualServices Provider = virtualServices{}
+func (d Domain) VirtualServices() Provider { return virtualServices{d} }
 
-type virtualServices struct{}
+type virtualServices struct{ domain Domain }
 
 // hostHeader is the header that a route may set for each destination.
 const hostHeader = "Host"
@@ -42,7 +42,7 @@ func (virtualServices) RuleField() string { return "http" }
 
 // Render implements Provider. Both sides are always in the split with explicit weights that add up to 100, since Istio
 // sends everything to a lone destination, whatever its weight.
-func (virtualServices) Render(o Owned) (*unstructured.Unstructured, error) {
+func (p virtualServices) Render(o Owned) (*unstructured.Unstructured, error) {
 	routes := make([]any, 0, len(o.Colours)+3)
 	for _, colour := range o.Colours {
 		routes = append(routes, map[string]any{
@@ -65,7 +65,7 @@ func (virtualServices) Render(o Owned) (*unstructured.Unstructured, error) {
 	if len(o.Hosts) > 0 {
 		spec["hosts"], spec["gateways"] = anySlice(o.Hosts), anySlice(o.gateways())
 	}
-	vs := NewRoute(VirtualServices)
+	vs := NewRoute(p)
 	vs.SetName(o.Name)
 	vs.SetNamespace(o.Namespace)
 	vs.Object["spec"] = spec
@@ -126,8 +126,8 @@ func destination(to Destination) map[string]any {
 }
 
 // Strangers implements Provider. Routes of other protocols would take traffic, and a delegate with hosts is none.
-func (virtualServices) Strangers(live, rendered *unstructured.Unstructured) ([]byte, error) {
-	return removal(live, rendered, VirtualServices.Fields())
+func (p virtualServices) Strangers(live, rendered *unstructured.Unstructured) ([]byte, error) {
+	return removal(live, rendered, p.Fields())
 }
 
 // removal returns a JSON Patch that removes those fields of a live spec that a rendered one lacks, nil if there is none.
@@ -150,10 +150,10 @@ func removal(live, rendered *unstructured.Unstructured, fields []string) ([]byte
 }
 
 // Mentions implements Provider.
-func (virtualServices) Mentions(vs *unstructured.Unstructured, to Destination) bool {
+func (p virtualServices) Mentions(vs *unstructured.Unstructured, to Destination) bool {
 	for _, route := range mapsAt(specOf(vs), "http") {
 		for _, entry := range mapsAt(route, "route") {
-			if read := readDestination(entry, vs.GetNamespace()); to.is(read.host, read.authority) {
+			if read := p.domain.readDestination(entry, vs.GetNamespace()); to.is(read.host, read.authority) {
 				return true
 			}
 		}
@@ -163,11 +163,11 @@ func (virtualServices) Mentions(vs *unstructured.Unstructured, to Destination) b
 
 // FirstDestination returns the host name of the first destination of a VirtualService, and the first of its gateways that
 // is not the mesh; each is empty if there is none.
-func FirstDestination(vs *unstructured.Unstructured) (host, gateway string) {
+func (d Domain) FirstDestination(vs *unstructured.Unstructured) (host, gateway string) {
 	for _, route := range mapsAt(specOf(vs), "http") {
 		for _, entry := range mapsAt(route, "route") {
 			if host == "" {
-				host = readDestination(entry, vs.GetNamespace()).host
+				host = d.readDestination(entry, vs.GetNamespace()).host
 			}
 		}
 	}
@@ -181,10 +181,10 @@ func FirstDestination(vs *unstructured.Unstructured) (host, gateway string) {
 
 // SharedGateway returns the host name of the gateway to which a VirtualService sends requests with a Host header of the
 // destination's own, "" if there is none.
-func SharedGateway(vs *unstructured.Unstructured) string {
+func (d Domain) SharedGateway(vs *unstructured.Unstructured) string {
 	for _, route := range mapsAt(specOf(vs), "http") {
 		for _, entry := range mapsAt(route, "route") {
-			if read := readDestination(entry, vs.GetNamespace()); read.authority != "" {
+			if read := d.readDestination(entry, vs.GetNamespace()); read.authority != "" {
 				return read.host
 			}
 		}
@@ -193,20 +193,20 @@ func SharedGateway(vs *unstructured.Unstructured) string {
 }
 
 // Hosts implements Provider.
-func (virtualServices) Hosts(vs *unstructured.Unstructured) []string {
+func (p virtualServices) Hosts(vs *unstructured.Unstructured) []string {
 	hosts := stringsAt(vs, "hosts")
 	for i, host := range hosts {
-		hosts[i] = ResolveHost(host, vs.GetNamespace())
+		hosts[i] = p.domain.ResolveHost(host, vs.GetNamespace())
 	}
 	return hosts
 }
 
 // Claims implements Provider. A VirtualService that only its own namespace can see takes nothing from the others.
-func (virtualServices) Claims(vs *unstructured.Unstructured, seenFrom string) []Claim {
+func (p virtualServices) Claims(vs *unstructured.Unstructured, seenFrom string) []Claim {
 	if vs.GetNamespace() != seenFrom && slices.Equal(stringsAt(vs, "exportTo"), []string{"."}) {
 		return nil
 	}
-	return hostClaims(VirtualServices.Hosts(vs), stringsAt(vs, "gateways"), vs.GetNamespace())
+	return hostClaims(p.Hosts(vs), stringsAt(vs, "gateways"), vs.GetNamespace())
 }
 
 // Acceptance implements Provider: of VirtualServices nobody reports.
@@ -234,7 +234,7 @@ func FindRoot(routes []unstructured.Unstructured, namespace, name string) *unstr
 	var root *unstructured.Unstructured
 	for i := range routes {
 		vs := &routes[i]
-		if DelegatesTo(vs, namespace, name) && len(VirtualServices.Hosts(vs)) > 0 && (root == nil || older(vs, root)) {
+		if DelegatesTo(vs, namespace, name) && len(stringsAt(vs, "hosts")) > 0 && (root == nil || older(vs, root)) {
 			root = vs
 		}
 	}
@@ -242,24 +242,24 @@ func FindRoot(routes []unstructured.Unstructured, namespace, name string) *unstr
 }
 
 // Bind implements Provider.
-func (virtualServices) Bind(
+func (p virtualServices) Bind(
 	vs *unstructured.Unstructured, rule string, stable, canary Destination,
 ) (*Binding, error) {
 	return bind(vs, rule, stable, canary, layout{
 		kind:         VirtualServiceKind.Kind,
-		rules:        VirtualServices.RuleField(),
+		rules:        p.RuleField(),
 		destinations: "route",
 		reference:    "virtualServiceRef.route",
-		read:         readDestination,
+		read:         p.domain.readDestination,
 	})
 }
 
 // readDestination reads a destination. Istio takes an absent weight for 0 where there are several destinations. Where
 // all destinations are one gateway, the Host header that they are given alone tells them apart.
-func readDestination(entry map[string]any, namespace string) readEntry {
+func (d Domain) readDestination(entry map[string]any, namespace string) readEntry {
 	destination, _ := entry["destination"].(map[string]any)
 	read := readEntry{
-		host:     ResolveHost(stringAt(destination, "host"), namespace),
+		host:     d.ResolveHost(stringAt(destination, "host"), namespace),
 		identity: map[string]any{"destination": destination},
 		weight:   numberAt(entry, "weight", 0),
 	}
@@ -270,7 +270,7 @@ func readDestination(entry map[string]any, namespace string) readEntry {
 		if strings.EqualFold(name, hostHeader) || strings.EqualFold(name, ":authority") {
 			read.identity["headers/request/set/"+name] = set[name]
 			authority, _ := set[name].(string)
-			read.authority = resolveAuthority(authority)
+			read.authority = d.resolveAuthority(authority)
 		}
 	}
 	return read

@@ -45,7 +45,7 @@ spec:
     - destination: {host: v2-predictor.ml.svc.cluster.local, port: {number: 80}}
       weight: 0
 `
-	if diff := cmp.Diff(parse(t, want).Object, render(t, VirtualServices, owned(0)).Object); diff != "" {
+	if diff := cmp.Diff(parse(t, want).Object, render(t, DefaultDomain.VirtualServices(), owned(0)).Object); diff != "" {
 		t.Errorf("rendered VirtualService (-want +got):\n%s", diff)
 	}
 }
@@ -83,9 +83,9 @@ func TestCarriesFindsEveryDifference(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			live := render(t, VirtualServices, owned(0))
+			live := render(t, DefaultDomain.VirtualServices(), owned(0))
 			tc.change(live)
-			if got := Carries(live, render(t, VirtualServices, owned(0))); got != tc.want {
+			if got := Carries(live, render(t, DefaultDomain.VirtualServices(), owned(0))); got != tc.want {
 				t.Errorf("Carries = %t, want %t", got, tc.want)
 			}
 		})
@@ -101,8 +101,8 @@ func TestResolveHost(t *testing.T) {
 		"*":                 "*",
 		"":                  "",
 	} {
-		if got := ResolveHost(host, "ml"); got != want {
-			t.Errorf("ResolveHost(%q) = %q, want %q", host, got, want)
+		if got := DefaultDomain.ResolveHost(host, "ml"); got != want {
+			t.Errorf("DefaultDomain.ResolveHost(%q) = %q, want %q", host, got, want)
 		}
 	}
 }
@@ -167,16 +167,18 @@ func TestFindRoot(t *testing.T) {
 }
 
 func TestStrangers(t *testing.T) {
-	live := render(t, VirtualServices, owned(0))
+	live := render(t, DefaultDomain.VirtualServices(), owned(0))
 	live.SetUID("u")
 	spec := live.Object["spec"].(map[string]any)
-	if patch, err := VirtualServices.Strangers(live, render(t, VirtualServices, owned(0))); patch != nil || err != nil {
+	if patch, err := DefaultDomain.VirtualServices().
+		Strangers(live, render(t, DefaultDomain.VirtualServices(), owned(0))); patch != nil ||
+		err != nil {
 		t.Errorf("of our own: %s, %v; want nothing", patch, err)
 	}
 	spec["tls"], spec["exportTo"] = []any{}, []any{"."}
 	delegate := owned(0)
 	delegate.Hosts = nil
-	patch, err := VirtualServices.Strangers(live, render(t, VirtualServices, delegate))
+	patch, err := DefaultDomain.VirtualServices().Strangers(live, render(t, DefaultDomain.VirtualServices(), delegate))
 	const want = `[{"op":"test","path":"/metadata/uid","value":"u"},{"op":"remove","path":"/spec/gateways"},` +
 		`{"op":"remove","path":"/spec/hosts"},{"op":"remove","path":"/spec/tls"}]`
 	if string(patch) != want || err != nil {

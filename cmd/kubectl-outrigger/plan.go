@@ -74,13 +74,14 @@ func (a *app) plan(s *session, args []string, o planOptions) error {
 	if err != nil {
 		return err
 	}
-	if o.domain != "" {
-		routing.SetClusterDomain(o.domain)
-	} else if err := s.learnDomain(); err != nil {
-		return err
+	domain := routing.DomainOf(o.domain)
+	if o.domain == "" {
+		if domain, err = s.learnDomain(); err != nil {
+			return err
+		}
 	}
 	reader := &nearsighted{Client: s.client, namespace: s.namespace}
-	planner := canaryrollout.New(reader, reader, clock.RealClock{}, record.NewFakeRecorder(0))
+	planner := canaryrollout.New(reader, reader, clock.RealClock{}, record.NewFakeRecorder(0)).InDomain(domain)
 	preview, err := planner.Preview(s.ctx, r)
 	if err != nil {
 		return err
@@ -93,18 +94,19 @@ func (a *app) plan(s *session, args []string, o planOptions) error {
 }
 
 // learnDomain learns the DNS domain of the cluster from what the operator, which knows it, says of any rollout.
-func (s *session) learnDomain() error {
+func (s *session) learnDomain() (routing.Domain, error) {
+	domain := routing.DefaultDomain
 	var list v1alpha1.CanaryRolloutList
 	if err := s.client.List(s.ctx, &list, client.InNamespace(s.namespace)); err != nil {
-		return s.explain("", err)
+		return domain, s.explain("", err)
 	}
 	for i := range list.Items {
 		r := &list.Items[i]
-		if domain, ok := strings.CutPrefix(r.Status.Host, r.Name+"."+r.Namespace+".svc."); ok {
-			routing.SetClusterDomain(domain)
+		if found, ok := strings.CutPrefix(r.Status.Host, r.Name+"."+r.Namespace+".svc."); ok {
+			domain = routing.DomainOf(found)
 		}
 	}
-	return nil
+	return domain, nil
 }
 
 func (p planReport) text(out io.Writer) {

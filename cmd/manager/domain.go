@@ -18,7 +18,7 @@ func clusterDomain(asked string) (string, error) {
 	if asked == "" {
 		resolv, err := os.ReadFile("/etc/resolv.conf")
 		if err != nil {
-			return routing.DefaultClusterDomain, nil //nolint:nilerr // a pod need not have one.
+			return string(routing.DefaultDomain), nil //nolint:nilerr // a pod need not have one.
 		}
 		return domainIn(string(resolv)), nil
 	}
@@ -47,7 +47,7 @@ func domainIn(resolv string) string {
 		}
 	}
 	if found == "" {
-		return routing.DefaultClusterDomain
+		return string(routing.DefaultDomain)
 	}
 	return found
 }

@@ -38,7 +38,7 @@ type provided struct {
 
 var providers = []provided{
 	{
-		provider: routing.VirtualServices, rules: "http", destinations: "route", users: shop,
+		provider: routing.DefaultDomain.VirtualServices(), rules: "http", destinations: "route", users: shop,
 		reference: func(r *v1alpha1.RolloutRouting) {
 			r.VirtualServiceRef = &v1alpha1.VirtualServiceReference{Name: "shop", Route: "predict"}
 		},
@@ -51,7 +51,7 @@ var providers = []provided{
 		},
 	},
 	{
-		provider: routing.HTTPRoutes, rules: "rules", destinations: "backendRefs",
+		provider: routing.DefaultDomain.HTTPRoutes(), rules: "rules", destinations: "backendRefs",
 		users: `
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -315,7 +315,7 @@ func TestConformanceIdempotence(t *testing.T) {
 			do(t, w, percent(36))
 			settleAll(t, w, restarted)
 			// The route and the status and, of routes that are reported on, the status again once they are.
-			if want := map[bool]int{true: 2, false: 3}[p.provider == routing.VirtualServices]; count != want {
+			if want := map[bool]int{true: 2, false: 3}[p.provider == routing.DefaultDomain.VirtualServices()]; count != want {
 				t.Errorf("%s: %d writes for an edit, want %d", what, count, want)
 			}
 		}
@@ -395,7 +395,7 @@ func (p provided) withoutWeights(route *unstructured.Unstructured) map[string]an
 func TestConformanceAdoptStalls(t *testing.T) {
 	everyProvider(t, func(t *testing.T, p provided) {
 		missing := v1alpha1.ReasonVirtualServiceNotFound
-		if p.provider == routing.HTTPRoutes {
+		if p.provider == routing.DefaultDomain.HTTPRoutes() {
 			missing = v1alpha1.ReasonHTTPRouteNotFound
 		}
 		for what, tc := range map[string]struct {

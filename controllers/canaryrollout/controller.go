@@ -24,6 +24,7 @@ import (
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/apply"
 	"serverless.xyz/outrigger/controllers/internal/status"
+	"serverless.xyz/outrigger/routing"
 )
 
 // Name is the controller's name.
@@ -51,6 +52,7 @@ type Reconciler struct {
 	reporter *status.Reporter
 	asker    Asker  // nil where no rollout has an analysis
 	warmer   Warmer // nil where ready pods are taken for warm
+	domain   routing.Domain
 }
 
 // New returns a Reconciler. It reads through c, which may be a cache, and through live, which must not be one, where a
@@ -65,7 +67,14 @@ func New(c client.Client, live client.Reader, clk clock.PassiveClock, recorder r
 		recorder: recorder,
 		applier:  apply.New(c, live, fieldManager),
 		reporter: status.NewReporter(c, recorder, fieldManager),
+		domain:   routing.DefaultDomain,
 	}
+}
+
+// InDomain has the Reconciler take the names of Services to end in a domain, and returns it.
+func (r *Reconciler) InDomain(domain routing.Domain) *Reconciler {
+	r.domain = domain
+	return r
 }
 
 // WithAsker has the Reconciler ask about canaries whose rollouts have an analysis, and returns it.

@@ -69,7 +69,7 @@ func TestServiceLeadsToStable(t *testing.T) {
 	if err := w.Client.Get(t.Context(), key, &service); !apierrors.IsNotFound(err) {
 		t.Errorf("reading the Service that is no longer wanted: %v", err)
 	}
-	hosts := routing.VirtualServices.Hosts(virtualService(t, w, name))
+	hosts := routing.DefaultDomain.VirtualServices().Hosts(virtualService(t, w, name))
 	if diff := cmp.Diff([]string{host}, hosts); diff != "" {
 		t.Errorf("hosts (-want +got):\n%s", diff)
 	}
@@ -162,9 +162,10 @@ func TestTransformerIsTheEntry(t *testing.T) {
 	settle(t, w, r)
 	vs := virtualService(t, w, name)
 	at := func(service string) routing.Destination {
-		return routing.Destination{Host: routing.ServiceHost(service, w.Namespace)}
+		return routing.Destination{Host: routing.DefaultDomain.ServiceHost(service, w.Namespace)}
 	}
-	if !routing.VirtualServices.Mentions(vs, at("v2-transformer")) || routing.VirtualServices.Mentions(vs, at("v2-predictor")) {
+	if !routing.DefaultDomain.VirtualServices().Mentions(vs, at("v2-transformer")) ||
+		routing.DefaultDomain.VirtualServices().Mentions(vs, at("v2-predictor")) {
 		t.Errorf("the canary is not reached by its transformer: %v", vs.Object["spec"])
 	}
 }

@@ -115,8 +115,8 @@ func suspicious(rollout *v1alpha1.CanaryRollout, seen observed) bool {
 		if seen.adopted == nil {
 			return false // the user is told of it otherwise
 		}
-		binding, err := ref.Provider.Bind(seen.adopted, ref.Rule,
-			destination(rollout, seen.stable), destination(rollout, seen.canary))
+		binding, err := seen.domain.ProviderNamed(ref.Provider).Bind(seen.adopted, ref.Rule,
+			seen.destination(rollout, seen.stable), seen.destination(rollout, seen.canary))
 		return err == nil && !binding.Carries(*applied)
 	}
 	if !owns(rollout, seen.route) {

@@ -71,9 +71,9 @@ func foundIn(rollout *v1alpha1.CanaryRollout) (foundWeights, bool) {
 	}
 	found := foundWeights{Route: ref.Rule}
 	switch ref.Provider {
-	case routing.KnativeTraffic:
+	case v1alpha1.ProviderKnative:
 		found.InferenceService = ref.Name
-	case routing.HTTPRoutes:
+	case v1alpha1.ProviderHTTPRoute:
 		found.HTTPRoute = ref.Name
 	default:
 		found.VirtualService = ref.Name
@@ -111,12 +111,12 @@ func recorded(rollout *v1alpha1.CanaryRollout) (foundWeights, foundShare, bool) 
 // reference is the place as a rollout names it.
 func (f foundWeights) reference() routing.Reference {
 	if f.InferenceService != "" {
-		return routing.Reference{Provider: routing.KnativeTraffic, Name: f.InferenceService}
+		return routing.Reference{Provider: v1alpha1.ProviderKnative, Name: f.InferenceService}
 	}
 	if f.HTTPRoute != "" {
-		return routing.Reference{Provider: routing.HTTPRoutes, Name: f.HTTPRoute, Rule: f.Route}
+		return routing.Reference{Provider: v1alpha1.ProviderHTTPRoute, Name: f.HTTPRoute, Rule: f.Route}
 	}
-	return routing.Reference{Provider: routing.VirtualServices, Name: f.VirtualService, Rule: f.Route}
+	return routing.Reference{Provider: v1alpha1.ProviderVirtualService, Name: f.VirtualService, Rule: f.Route}
 }
 
 // forsaken returns the rule that a rollout has adopted and names no more, and the weights to leave it with; false if there
@@ -160,8 +160,8 @@ func farewellFor(rollout *v1alpha1.CanaryRollout, seen observed) farewell {
 	case spec.OnDelete == v1alpha1.OnDeleteStable && seen.share.promoted():
 		return farewell{} // nobody is left to go back from
 	}
-	binding, err := ref.Provider.Bind(seen.adopted, ref.Rule,
-		destination(rollout, seen.stable), destination(rollout, seen.canary))
+	binding, err := seen.domain.ProviderNamed(ref.Provider).Bind(seen.adopted, ref.Rule,
+		seen.destination(rollout, seen.stable), seen.destination(rollout, seen.canary))
 	if err != nil {
 		return farewell{}
 	}

@@ -79,7 +79,7 @@ func all(steps ...faults.Step) faults.Step {
 // splitIsWhole checks what must hold after every single write: the weights of the owned route add up to 100, and both
 // sides are in it.
 func splitIsWhole(ctx context.Context, w *faults.World) error {
-	vs := routing.NewRoute(routing.VirtualServices)
+	vs := routing.NewRoute(routing.DefaultDomain.VirtualServices())
 	if err := w.Client.Get(ctx, client.ObjectKey{Namespace: w.Namespace, Name: name}, vs); err != nil {
 		return client.IgnoreNotFound(err)
 	}

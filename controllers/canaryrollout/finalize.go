@@ -110,17 +110,18 @@ func (r *Reconciler) letGo(ctx context.Context, rollout *v1alpha1.CanaryRollout,
 			return nil
 		}
 	}
-	route := routing.NewRoute(ref.Provider)
+	provider := r.domain.ProviderNamed(ref.Provider)
+	route := routing.NewRoute(provider)
 	err := r.live.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: ref.Name}, route)
 	if err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	stable, canary := destination(rollout, seen.stable), destination(rollout, seen.canary)
-	if ref.Provider == routing.KnativeTraffic {
+	stable, canary := seen.destination(rollout, seen.stable), seen.destination(rollout, seen.canary)
+	if ref.Provider == v1alpha1.ProviderKnative {
 		sides, _ := routing.KnativeRevisions(route, nil)
 		stable, canary = routing.Destination{Host: sides.Stable}, routing.Destination{Host: sides.Canary}
 	}
-	binding, err := ref.Provider.Bind(route, ref.Rule, stable, canary)
+	binding, err := provider.Bind(route, ref.Rule, stable, canary)
 	if err != nil || binding.Carries(last.WeightPair) {
 		return nil //nolint:nilerr // it is not what it was.
 	}

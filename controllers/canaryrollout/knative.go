@@ -27,24 +27,24 @@ type knativeGateway struct {
 // already, or what Knative ships.
 func (r *Reconciler) observeGateway(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
 	seen.gateway = knativeGateway{
-		host:    routing.ServiceHost(kserve.KnativeGatewayService, kserve.KnativeGatewayNamespace),
+		host:    r.domain.ServiceHost(kserve.KnativeGatewayService, kserve.KnativeGatewayNamespace),
 		gateway: kserve.KnativeGateway,
 	}
 	for _, of := range []v1alpha1.RolloutSide{rollout.Spec.Stable, rollout.Spec.Canary} {
-		kserves, err := r.route(ctx, routing.VirtualServices, rollout.Namespace, of.InferenceService)
+		kserves, err := r.route(ctx, r.domain.VirtualServices(), rollout.Namespace, of.InferenceService)
 		if err != nil {
 			return err
 		}
 		if kserves == nil || !kserve.Controls(kserves) {
 			continue
 		}
-		if host, gateway := routing.FirstDestination(kserves); host != "" && gateway != "" {
+		if host, gateway := r.domain.FirstDestination(kserves); host != "" && gateway != "" {
 			seen.gateway = knativeGateway{host: host, gateway: gateway}
 			return nil
 		}
 	}
 	for _, route := range ownRoutes(rollout, *seen) {
-		if host := routing.SharedGateway(route); host != "" {
+		if host := r.domain.SharedGateway(route); host != "" {
 			seen.gateway.host = host
 		}
 	}
@@ -151,7 +151,7 @@ func unroutable(rollout *v1alpha1.CanaryRollout, seen observed) error {
 			return status.Stalledf(v1alpha1.ReasonUnsupportedDeploymentMode,
 				"InferenceService %q is in deployment mode %s; make it Standard or Knative with the annotation "+
 					"serving.kserve.io/deploymentMode", one.of.InferenceService, one.mode)
-		case one.exists && one.entry.Knative && seen.provider != routing.VirtualServices:
+		case one.exists && one.entry.Knative && seen.provider.Name() != v1alpha1.ProviderVirtualService:
 			return status.Stalledf(v1alpha1.ReasonUnsupportedByProvider,
 				"InferenceService %q is in Knative mode, where the Host header tells the sides apart, which not every gateway "+
 					"can set for a destination of an HTTPRoute; use routing.provider VirtualService", one.of.InferenceService)
@@ -164,7 +164,7 @@ func unroutable(rollout *v1alpha1.CanaryRollout, seen observed) error {
 	if rollout.Spec.Shadow == nil {
 		return nil
 	}
-	return refused(routing.Mirrors(destination(rollout, seen.canary)))
+	return refused(routing.Mirrors(seen.destination(rollout, seen.canary)))
 }
 
 // keepFromCold gives a canary that Knative may take to zero no more than it has: the first requests of a small share
@@ -176,7 +176,7 @@ func (p *plan) keepFromCold(rollout *v1alpha1.CanaryRollout, seen observed) {
 	has := int32(0)
 	_, adopts := routing.Adopted(rollout)
 	if applied := rollout.Status.Weights.Applied; applied != nil &&
-		(adopts || mentions(seen, destination(rollout, seen.canary))) {
+		(adopts || mentions(seen, seen.destination(rollout, seen.canary))) {
 		has = applied.Canary
 	}
 	if p.weights.Canary > has {

@@ -198,8 +198,11 @@ func TestKnativeGateway(t *testing.T) {
 		if service.Spec.Type != corev1.ServiceTypeExternalName || service.Spec.ExternalName != host {
 			t.Errorf("the Service is %s for %q, want an ExternalName for %q", service.Spec.Type, service.Spec.ExternalName, host)
 		}
-		to := routing.Destination{Host: host, Authority: routing.ServiceHost("v1-predictor", w.Namespace)}
-		if got := routing.SharedGateway(vs); got != host || !routing.VirtualServices.Mentions(vs, to) {
+		to := routing.Destination{Host: host, Authority: routing.DefaultDomain.ServiceHost("v1-predictor", w.Namespace)}
+		if got := routing.DefaultDomain.SharedGateway(
+			vs,
+		); got != host ||
+			!routing.DefaultDomain.VirtualServices().Mentions(vs, to) {
 			t.Errorf("the route leads to %q, want %q", got, host)
 		}
 	}
@@ -229,12 +232,12 @@ func kservesRoute(name, gateway string) faults.Step {
 		if err := w.Client.Get(ctx, client.ObjectKey{Namespace: w.Namespace, Name: name}, &isvc); err != nil {
 			return err
 		}
-		vs := routing.NewRoute(routing.VirtualServices)
+		vs := routing.NewRoute(routing.DefaultDomain.VirtualServices())
 		vs.SetName(name)
 		vs.SetNamespace(w.Namespace)
 		vs.SetOwnerReferences([]metav1.OwnerReference{*metav1.NewControllerRef(&isvc, kserve.GroupVersionKind)})
 		vs.Object["spec"] = map[string]any{
-			"hosts": []any{routing.ServiceHost(name, w.Namespace)}, "gateways": []any{"edge/inner", "mesh"},
+			"hosts": []any{routing.DefaultDomain.ServiceHost(name, w.Namespace)}, "gateways": []any{"edge/inner", "mesh"},
 			"http": []any{map[string]any{"route": []any{map[string]any{
 				"destination": map[string]any{"host": gateway, "port": map[string]any{"number": int64(80)}},
 			}}}},
@@ -385,8 +388,8 @@ func TestKnativeCanaryThatIsDeleted(t *testing.T) {
 	})
 	settle(t, w, r)
 	wantByHost(t, w, name, routing.SplitRoute, "v1=100 v2=0 ")
-	to := routing.Destination{Authority: routing.ServiceHost("v2-predictor", w.Namespace)}
-	if !routing.VirtualServices.Mentions(virtualService(t, w, name), to) {
+	to := routing.Destination{Authority: routing.DefaultDomain.ServiceHost("v2-predictor", w.Namespace)}
+	if !routing.DefaultDomain.VirtualServices().Mentions(virtualService(t, w, name), to) {
 		t.Error("the side that is gone is not known by its Host any more")
 	}
 }

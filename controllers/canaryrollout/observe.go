@@ -28,7 +28,7 @@ import (
 // +kubebuilder:rbac:groups="",resources=services;pods,verbs=get;list;watch
 
 func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollout) (observed, error) {
-	seen := observed{now: r.clock.Now()}
+	seen := observed{domain: r.domain, now: r.clock.Now()}
 	if err := r.observeRoutes(ctx, rollout, &seen); err != nil {
 		return seen, err
 	}
@@ -57,7 +57,7 @@ func (r *Reconciler) observe(ctx context.Context, rollout *v1alpha1.CanaryRollou
 
 // observeSides reads the two sides, be they InferenceServices or revisions of one.
 func (r *Reconciler) observeSides(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
-	if seen.provider == routing.KnativeTraffic {
+	if seen.provider.Name() == v1alpha1.ProviderKnative {
 		err := r.observeShare(ctx, r.client, rollout, seen)
 		if err == nil && !equality.Semantic.DeepEqual(seen.share.known(), rollout.Status.Revisions) {
 			err = r.observeShare(ctx, r.live, rollout, seen) // which revisions there were is not known from anywhere else
@@ -77,9 +77,9 @@ func (r *Reconciler) observeSides(ctx context.Context, rollout *v1alpha1.CanaryR
 
 // observeRoutes reads the rollout's own routes and the one that it adopts, and settles the provider.
 func (r *Reconciler) observeRoutes(ctx context.Context, rollout *v1alpha1.CanaryRollout, seen *observed) error {
-	around := surroundings{served: routesFor[bool]{}, owned: routesFor[bool]{}}
+	around := surroundings{domain: r.domain, served: routesFor[bool]{}, owned: routesFor[bool]{}}
 	named := routesFor[*unstructured.Unstructured]{}
-	for _, p := range routing.Providers() {
+	for _, p := range r.domain.Providers() {
 		var err error
 		if around.served[p.Name()], err = r.kinds.has(p.Kind()); err != nil {
 			return err
@@ -89,21 +89,21 @@ func (r *Reconciler) observeRoutes(ctx context.Context, rollout *v1alpha1.Canary
 		}
 		around.owned[p.Name()] = owns(rollout, named[p.Name()]) || orphaned(rollout, named[p.Name()])
 	}
-	kserves, err := r.route(ctx, routing.HTTPRoutes, rollout.Namespace, rollout.Spec.Stable.InferenceService)
+	kserves, err := r.route(ctx, r.domain.HTTPRoutes(), rollout.Namespace, rollout.Spec.Stable.InferenceService)
 	if err != nil {
 		return err
 	}
 	around.kserveUsesHTTPRoutes = kserves != nil && kserve.Controls(kserves)
 	seen.provider = providerFor(rollout, around)
-	seen.served = around.served[seen.provider.Name()] || seen.provider == routing.KnativeTraffic
+	seen.served = around.served[seen.provider.Name()] || seen.provider.Name() == v1alpha1.ProviderKnative
 	seen.route = named[seen.provider.Name()]
-	for _, p := range routing.Providers() {
+	for _, p := range r.domain.Providers() {
 		if p != seen.provider && owns(rollout, named[p.Name()]) {
 			seen.former = named[p.Name()]
 		}
 	}
-	if ref, ok := routing.Adopted(rollout); ok && ref.Provider != routing.KnativeTraffic {
-		seen.adopted, err = r.route(ctx, ref.Provider, rollout.Namespace, ref.Name)
+	if ref, ok := routing.Adopted(rollout); ok && ref.Provider != v1alpha1.ProviderKnative {
+		seen.adopted, err = r.route(ctx, r.domain.ProviderNamed(ref.Provider), rollout.Namespace, ref.Name)
 	}
 	return err
 }
@@ -155,7 +155,7 @@ func (r *Reconciler) side(
 func guessEntry(rollout *v1alpha1.CanaryRollout, of v1alpha1.RolloutSide, seen observed) kserve.Entry {
 	entries := kserve.GuessEntries(of.InferenceService, of.Variant)
 	for _, entry := range entries {
-		if mentions(seen, destination(rollout, side{entry: entry, gateway: seen.gateway.host})) {
+		if mentions(seen, seen.destination(rollout, side{entry: entry, gateway: seen.gateway.host})) {
 			return entry
 		}
 	}
@@ -268,7 +268,7 @@ func (r *Reconciler) observeOthers(ctx context.Context, rollout *v1alpha1.Canary
 	if err != nil {
 		return err
 	}
-	seen.rival = routing.FindRival(rollout, rollouts.Items, routes)
+	seen.rival = r.domain.FindRival(rollout, rollouts.Items, routes)
 	if rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate {
 		seen.root = routing.FindRoot(routes, rollout.Namespace, rollout.Name)
 	}
@@ -278,7 +278,7 @@ func (r *Reconciler) observeOthers(ctx context.Context, rollout *v1alpha1.Canary
 // routes lists the routes of all providers that are served.
 func (r *Reconciler) routes(ctx context.Context) ([]unstructured.Unstructured, error) {
 	var all []unstructured.Unstructured
-	for _, p := range routing.Providers() {
+	for _, p := range r.domain.Providers() {
 		served, err := r.kinds.has(p.Kind())
 		if err != nil {
 			return nil, err

@@ -23,6 +23,8 @@ import (
 
 // observed is all that a plan is made from besides the spec.
 type observed struct {
+	// domain is that of the cluster's Services.
+	domain routing.Domain
 	// stable and canary are the two sides.
 	stable, canary side
 	// asked is the share that is asked for the canary, 0 to 100.
@@ -226,9 +228,9 @@ func (p *plan) bind(rollout *v1alpha1.CanaryRollout, seen observed) {
 	_, adopts := routing.Adopted(rollout)
 	switch {
 	case adopts:
-		p.host = hostOf(seen.adopted)
+		p.host = seen.hostOf(seen.adopted)
 	case rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate:
-		p.host = hostOf(seen.root)
+		p.host = seen.hostOf(seen.root)
 		if p.host == "" {
 			p.unbound = fmt.Sprintf(
 				"No VirtualService with a host delegates to %s; give a route of yours `delegate: {name: %s, namespace: %s}`.",
@@ -238,7 +240,7 @@ func (p *plan) bind(rollout *v1alpha1.CanaryRollout, seen observed) {
 			)
 		}
 	default:
-		p.host = routing.Hosts(rollout)[0]
+		p.host = seen.domain.Hosts(rollout)[0]
 	}
 }
 
@@ -279,7 +281,7 @@ func ownRoutes(rollout *v1alpha1.CanaryRollout, seen observed) []*unstructured.U
 // mentions reports whether a route of the rollout's own leads to a destination.
 func mentions(seen observed, to routing.Destination) bool {
 	for _, route := range []*unstructured.Unstructured{seen.route, seen.former} {
-		if route != nil && routing.ProviderOf(route).Mentions(route, to) {
+		if route != nil && seen.domain.ProviderOf(route).Mentions(route, to) {
 			return true
 		}
 	}
@@ -288,7 +290,7 @@ func mentions(seen observed, to routing.Destination) bool {
 
 // own plans a route of the rollout's own and, if clients have no host of theirs, the Service that they call.
 func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
-	stable, canary := destination(rollout, seen.stable), destination(rollout, seen.canary)
+	stable, canary := seen.destination(rollout, seen.stable), seen.destination(rollout, seen.canary)
 	routed := len(ownRoutes(rollout, seen)) > 0 && mentions(seen, stable)
 	if seen.stable.ready == 0 && !routed {
 		p.hold(seen.stable)
@@ -301,7 +303,7 @@ func (p *plan) own(rollout *v1alpha1.CanaryRollout, seen observed) {
 	}
 	delegate := rollout.Spec.Routing.Mode == v1alpha1.RoutingDelegate
 	if !delegate {
-		route.Hosts, route.Gateways = routing.Hosts(rollout), rollout.Spec.Routing.Gateways
+		route.Hosts, route.Gateways = seen.domain.Hosts(rollout), rollout.Spec.Routing.Gateways
 	}
 	if !delegate && seen.stable.entry.Knative && len(rollout.Spec.Routing.Hosts)+len(rollout.Spec.Routing.Gateways) == 0 {
 		// Callers outside the mesh come to the gateway, by the rollout's Service.
@@ -338,17 +340,18 @@ func (p *plan) adopt(rollout *v1alpha1.CanaryRollout, seen observed) {
 		p.holdShare(seen)
 		return
 	}
+	provider := seen.domain.ProviderNamed(ref.Provider)
 	if seen.adopted == nil {
 		reason, field := v1alpha1.ReasonVirtualServiceNotFound, "virtualServiceRef"
-		if ref.Provider == routing.HTTPRoutes {
+		if ref.Provider == v1alpha1.ProviderHTTPRoute {
 			reason, field = v1alpha1.ReasonHTTPRouteNotFound, "httpRouteRef"
 		}
 		p.stalled = status.Stalledf(reason, "%s %q does not exist; create it, or correct %s.name",
-			ref.Provider.Kind().Kind, ref.Name, field)
+			provider.Kind().Kind, ref.Name, field)
 		return
 	}
-	binding, err := ref.Provider.Bind(seen.adopted, ref.Rule,
-		destination(rollout, seen.stable), destination(rollout, seen.canary))
+	binding, err := provider.Bind(seen.adopted, ref.Rule,
+		seen.destination(rollout, seen.stable), seen.destination(rollout, seen.canary))
 	switch {
 	case err == nil:
 		p.binding = binding
@@ -357,7 +360,7 @@ func (p *plan) adopt(rollout *v1alpha1.CanaryRollout, seen observed) {
 			carrier = seen.adopted
 		}
 		p.carried = carrier != nil
-		if p.acceptance = ref.Provider.Acceptance(carrier); p.acceptance.Accepted {
+		if p.acceptance = provider.Acceptance(carrier); p.acceptance.Accepted {
 			p.pruneRoutes, p.pruneService = ownRoutes(rollout, seen), owns(rollout, seen.service)
 		}
 	case !seen.stable.exists:
@@ -378,8 +381,8 @@ func refused(err error) error {
 }
 
 // destination returns where a side is reached.
-func destination(rollout *v1alpha1.CanaryRollout, one side) routing.Destination {
-	host := routing.ServiceHost(one.entry.Service, rollout.Namespace)
+func (seen observed) destination(rollout *v1alpha1.CanaryRollout, one side) routing.Destination {
+	host := seen.domain.ServiceHost(one.entry.Service, rollout.Namespace)
 	if rollout.Spec.Routing.Provider == v1alpha1.ProviderKnative {
 		return routing.Destination{Host: one.knativeRevision}
 	}
@@ -397,11 +400,11 @@ func owns[T any, P interface {
 	return object != nil && metav1.IsControlledBy(object, rollout)
 }
 
-func hostOf(route *unstructured.Unstructured) string {
+func (seen observed) hostOf(route *unstructured.Unstructured) string {
 	if route == nil {
 		return ""
 	}
-	if hosts := routing.ProviderOf(route).Hosts(route); len(hosts) > 0 {
+	if hosts := seen.domain.ProviderOf(route).Hosts(route); len(hosts) > 0 {
 		return hosts[0]
 	}
 	return ""

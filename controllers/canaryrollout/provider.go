@@ -72,6 +72,8 @@ type routesFor[T any] map[v1alpha1.RoutingProvider]T
 
 // surroundings are what Auto decides from.
 type surroundings struct {
+	// domain is that of the cluster's Services.
+	domain routing.Domain
 	// served tells which kinds of routes the API server serves.
 	served routesFor[bool]
 	// owned tells of which kinds the rollout has a route of its own.
@@ -83,23 +85,23 @@ type surroundings struct {
 // providerFor decides the kind of route. It is one that is not served if the spec asks for that, or if none is.
 func providerFor(rollout *v1alpha1.CanaryRollout, around surroundings) routing.Provider {
 	spec := rollout.Spec.Routing
-	if asked := routing.ProviderNamed(spec.Provider); asked != nil {
+	if asked := around.domain.ProviderNamed(spec.Provider); asked != nil {
 		return asked
 	}
 	if ref, ok := routing.Adopted(rollout); ok {
-		return ref.Provider
+		return around.domain.ProviderNamed(ref.Provider)
 	}
 	if spec.Mode == v1alpha1.RoutingDelegate {
-		return routing.VirtualServices
+		return around.domain.VirtualServices()
 	}
-	for _, p := range routing.Providers() {
+	for _, p := range around.domain.Providers() {
 		if around.owned[p.Name()] {
 			return p
 		}
 	}
 	const vs, hr = v1alpha1.ProviderVirtualService, v1alpha1.ProviderHTTPRoute
 	if around.served[hr] && (around.kserveUsesHTTPRoutes || !around.served[vs]) {
-		return routing.HTTPRoutes
+		return around.domain.HTTPRoutes()
 	}
-	return routing.VirtualServices
+	return around.domain.VirtualServices()
 }

@@ -95,7 +95,7 @@ func (r *Reconciler) completed(
 
 // removeStrangers removes from a route that was applied what others have set and we never did: that has been left alone.
 func (r *Reconciler) removeStrangers(ctx context.Context, stored, want *unstructured.Unstructured) error {
-	strangers, err := routing.ProviderOf(want).Strangers(stored, want)
+	strangers, err := r.domain.ProviderOf(want).Strangers(stored, want)
 	if err != nil || strangers == nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (r *Reconciler) removeStrangers(ctx context.Context, stored, want *unstruct
 
 // routePastCache reads a route of the same kind and name as it is stored now, nil if there is none.
 func (r *Reconciler) routePastCache(ctx context.Context, want *unstructured.Unstructured) (*unstructured.Unstructured, error) {
-	live := routing.NewRoute(routing.ProviderOf(want))
+	live := routing.NewRoute(r.domain.ProviderOf(want))
 	err := r.live.Get(ctx, client.ObjectKeyFromObject(want), live)
 	if apierrors.IsNotFound(err) {
 		return nil, nil
@@ -213,11 +213,12 @@ func (r *Reconciler) rebind(
 	ctx context.Context, rollout *v1alpha1.CanaryRollout, seen observed,
 ) (*unstructured.Unstructured, *routing.Binding, error) {
 	ref, _ := routing.Adopted(rollout)
-	route := routing.NewRoute(ref.Provider)
+	provider := r.domain.ProviderNamed(ref.Provider)
+	route := routing.NewRoute(provider)
 	err := r.live.Get(ctx, client.ObjectKey{Namespace: rollout.Namespace, Name: ref.Name}, route)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading %s %q past the cache: %w", route.GetKind(), ref.Name, err)
 	}
-	binding, err := ref.Provider.Bind(route, ref.Rule, destination(rollout, seen.stable), destination(rollout, seen.canary))
+	binding, err := provider.Bind(route, ref.Rule, seen.destination(rollout, seen.stable), seen.destination(rollout, seen.canary))
 	return route, binding, refused(err)
 }

@@ -277,7 +277,7 @@ func TestSharesTouchNothingElse(t *testing.T) {
 	do(t, w, fraud("a", `,"minReplicas":1,"labels":{"a":"b"}`), fraudPods("a", 1), kserveShares)
 	do(t, w, fraud("b", `,"canaryTrafficPercent":0`), fraudPods("b", 1), kserveShares, shares(), percent(30))
 	read := func() *unstructured.Unstructured {
-		isvc := routing.NewRoute(routing.KnativeTraffic)
+		isvc := routing.NewRoute(routing.KnativeTraffic())
 		if err := w.Client.Get(t.Context(), client.ObjectKey{Namespace: w.Namespace, Name: "fraud"}, isvc); err != nil {
 			t.Fatal(err)
 		}
@@ -286,7 +286,7 @@ func TestSharesTouchNothingElse(t *testing.T) {
 	before := read()
 	reconcileOnce(t, w, newReconciler(w.Client, w))
 	after := read()
-	if got := routing.Opponent(after, "somebody", routing.KnativeTraffic.RuleField()); got != "outrigger-canaryrollout" {
+	if got := routing.Opponent(after, "somebody", routing.KnativeTraffic().RuleField()); got != "outrigger-canaryrollout" {
 		t.Errorf("the field's manager is %q", got)
 	}
 	for _, isvc := range []*unstructured.Unstructured{before, after} {

@@ -170,7 +170,7 @@ func TestUrgencyEnds(t *testing.T) {
 
 // TestMeddled: what somebody else made of a route is not taken for an echo of the controller's own write, which waits.
 func TestMeddled(t *testing.T) {
-	route, err := routing.VirtualServices.Render(routing.Owned{
+	route, err := routing.DefaultDomain.VirtualServices().Render(routing.Owned{
 		Name: "digits", Namespace: "ml", Hosts: []string{"digits.ml.svc.cluster.local"},
 		Stable: routing.Destination{Host: "v1", Port: 80}, Canary: routing.Destination{Host: "v2", Port: 80},
 		Weights: v1alpha1.WeightPair{Stable: 80, Canary: 20},

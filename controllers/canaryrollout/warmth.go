@@ -14,7 +14,6 @@ import (
 
 	"serverless.xyz/outrigger/apis/v1alpha1"
 	"serverless.xyz/outrigger/controllers/internal/status"
-	"serverless.xyz/outrigger/routing"
 )
 
 // Pod is one ready endpoint of a canary.
@@ -75,7 +74,7 @@ func (r *Reconciler) warm(rollout *v1alpha1.CanaryRollout, seen observed) Warmth
 		Matter: fmt.Sprintf("%s/%s/%s/%x",
 			rollout.UID, seen.canary.revision.UID, seen.canary.revision.Hash, sha256.Sum256(request)),
 		Warmup: *rollout.Spec.Warmup,
-		Host:   routing.ServiceHost(seen.canary.entry.Service, rollout.Namespace),
+		Host:   r.domain.ServiceHost(seen.canary.entry.Service, rollout.Namespace),
 		Pods:   seen.canary.pods,
 		At:     seen.now,
 	})

@@ -79,7 +79,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 			predicate.Or(predicate.GenerationChangedPredicate{}, changed(readOfVerbs)))).
 		Watches(&corev1.Service{}, handler.EnqueueRequestForOwner(
 			mgr.GetScheme(), mgr.GetRESTMapper(), &v1alpha1.CanaryRollout{}, handler.OnlyControllerOwner())).
-		Watches(&v1alpha1.CanaryRollout{}, r.waking(byClaim), builder.WithPredicates(changed(readOfClaims))).
+		Watches(&v1alpha1.CanaryRollout{}, r.waking(r.byClaim), builder.WithPredicates(changed(r.readOfClaims))).
 		Watches(&corev1.Pod{}, r.waking(byLabel), builder.WithPredicates(changed(readOfPod))).
 		WatchesRawSource(source.Kind[client.Object](
 			sides.GetCache(), &corev1.Service{}, r.waking(byLabel), changed(readOfService))).
@@ -96,10 +96,10 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range routing.Providers() {
+	for _, p := range r.domain.Providers() {
 		err := r.watch(mgr, p.Kind(), func() error {
 			return c.Watch(source.Kind[client.Object](
-				mgr.GetCache(), routing.NewRoute(p), r.wakingLate(byRoute), changed(readOfRoute)))
+				mgr.GetCache(), routing.NewRoute(p), r.wakingLate(r.byRoute), changed(r.readOfRoute)))
 		})
 		if err != nil {
 			return err
@@ -214,20 +214,20 @@ func (r *Reconciler) concerned(concerned concerns) handler.MapFunc {
 }
 
 // byClaim: when one of two rollouts for the same route goes or changes, the other may have it.
-func byClaim(object client.Object) func(*v1alpha1.CanaryRollout) bool {
+func (r *Reconciler) byClaim(object client.Object) func(*v1alpha1.CanaryRollout) bool {
 	other, ok := object.(*v1alpha1.CanaryRollout)
 	if !ok {
 		return none
 	}
-	claims := routing.Claims(other)
+	claims := r.domain.Claims(other)
 	return func(rollout *v1alpha1.CanaryRollout) bool {
-		return other.UID != rollout.UID && routing.Overlap(routing.Claims(rollout), claims)
+		return other.UID != rollout.UID && routing.Overlap(r.domain.Claims(rollout), claims)
 	}
 }
 
 // byRoute: a route concerns the rollout that owns or adopts it, or to whose it delegates, those that want its hosts, and
 // those whose InferenceServices KServe made it for.
-func byRoute(object client.Object) func(*v1alpha1.CanaryRollout) bool {
+func (r *Reconciler) byRoute(object client.Object) func(*v1alpha1.CanaryRollout) bool {
 	route, ok := object.(*unstructured.Unstructured)
 	if !ok {
 		return none
@@ -242,10 +242,10 @@ func byRoute(object client.Object) func(*v1alpha1.CanaryRollout) bool {
 		}
 		seen, known := claims[rollout.Namespace]
 		if !known {
-			seen = routing.ClaimsOf(route, rollout.Namespace)
+			seen = r.domain.ClaimsOf(route, rollout.Namespace)
 			claims[rollout.Namespace] = seen
 		}
-		return routing.DelegatesTo(route, rollout.Namespace, rollout.Name) || routing.Overlap(routing.Claims(rollout), seen)
+		return routing.DelegatesTo(route, rollout.Namespace, rollout.Name) || routing.Overlap(r.domain.Claims(rollout), seen)
 	}
 }
 
@@ -278,24 +278,24 @@ func changed(read func(client.Object) any) predicate.Predicate {
 	}}
 }
 
-func readOfRoute(object client.Object) any {
+func (r *Reconciler) readOfRoute(object client.Object) any {
 	route, ok := object.(*unstructured.Unstructured)
 	if !ok {
 		return nil
 	}
 	return []any{
 		route.Object["spec"], route.GetOwnerReferences(), route.GetLabels()[v1alpha1.LabelManagedBy], route.GetUID(),
-		routing.ProviderOf(route).Acceptance(route),
+		r.domain.ProviderOf(route).Acceptance(route),
 	}
 }
 
 // readOfClaims is what other rollouts may want too.
-func readOfClaims(object client.Object) any {
+func (r *Reconciler) readOfClaims(object client.Object) any {
 	rollout, ok := object.(*v1alpha1.CanaryRollout)
 	if !ok {
 		return nil
 	}
-	return []any{routing.Claims(rollout), rollout.DeletionTimestamp == nil}
+	return []any{r.domain.Claims(rollout), rollout.DeletionTimestamp == nil}
 }
 
 func readOfVerbs(object client.Object) any {

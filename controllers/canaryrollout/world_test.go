@@ -249,7 +249,7 @@ func get(t *testing.T, w *faults.World, name string) *v1alpha1.CanaryRollout {
 // virtualService returns a VirtualService, nil if there is none.
 func virtualService(t *testing.T, w *faults.World, name string) *unstructured.Unstructured {
 	t.Helper()
-	vs := routing.NewRoute(routing.VirtualServices)
+	vs := routing.NewRoute(routing.DefaultDomain.VirtualServices())
 	err := w.Client.Get(t.Context(), client.ObjectKey{Namespace: w.Namespace, Name: name}, vs)
 	if apierrors.IsNotFound(err) {
 		return nil
