@@ -327,7 +327,7 @@ func TestServerComesBack(t *testing.T) {
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			server := memcachedtest.Start(t)
-			c := startClient(t, documentOf(server), ClientOptions{Timeout: 500 * time.Millisecond})
+			c := startClient(t, documentOf(server), ClientOptions{Timeout: time.Second})
 			set := func() bool { return c.Set(t.Context(), "a", []byte("x"), 0) == nil }
 			eventually(t, "the server takes a value", set)
 			tc.down(server)

@@ -73,7 +73,7 @@ func TestSilentStrangerIsNotAsked(t *testing.T) {
 				asked <- string(line[:n])
 			})
 			d := &Document{Hash: HashKetamaMD5, Servers: []Server{{Name: "cache-0", Address: addr, Identity: "cache-0"}}}
-			c := startClient(t, d, ClientOptions{Timeout: 20 * time.Millisecond})
+			c := startClient(t, d, ClientOptions{Timeout: 500 * time.Millisecond})
 			if err := c.Set(t.Context(), "k", []byte("secret"), 0); err == nil {
 				t.Error("set: no error")
 			}

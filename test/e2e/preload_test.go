@@ -79,11 +79,15 @@ func TestPreloaderGoesOnWhereItWasKilled(t *testing.T) {
 	})
 	apply(t, ns, fmt.Sprintf(preloadService, "killed", "", "s3://models/killed", "storageContainerName: outrigger-preloader"))
 
-	pod := awaitPod(t, ns, "killed", func(pod *corev1.Pod) bool { return running(pod) && store.served.Load() >= 4 })
+	// What was sent may still be in sockets.
+	pod := awaitPod(t, ns, "killed", func(pod *corev1.Pod) bool {
+		return running(pod) && store.served.Load() >= 4 &&
+			bytesRead(t, processes(t, string(pod.UID), "/preloader")) >= 32*mebibyte
+	})
 	if c := pod.Spec.InitContainers[0]; c.Image != preloaderImage || !*c.SecurityContext.ReadOnlyRootFilesystem {
 		t.Errorf("init container %s with security context %v, want the preloader, confined", c.Image, c.SecurityContext)
 	}
-	killProcesses(t, string(pod.UID), "/preloader")
+	killOne(t, processes(t, string(pod.UID), "/preloader"))
 	pod = awaitPod(t, ns, "killed", func(pod *corev1.Pod) bool { return pod.Status.InitContainerStatuses[0].RestartCount > 0 })
 	if last := pod.Status.InitContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.ExitCode != 137 {
 		t.Errorf("the first try ended with %v, want exit code 137", last)
@@ -306,12 +310,12 @@ func decodeLastLine(t *testing.T, state *corev1.ContainerStateTerminated, into a
 	}
 }
 
-// killProcesses kills the processes of a program in a pod, as a lack of memory would.
-func killProcesses(t *testing.T, uid, program string) {
+// processes returns the numbers of a program's processes in a pod.
+func processes(t *testing.T, uid, program string) []int {
 	t.Helper()
 	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	must(t, err)
-	killed := 0
+	var found []int
 	for _, group := range groups {
 		raw, err := os.ReadFile(group)
 		if err != nil || !strings.Contains(strings.ReplaceAll(string(raw), "_", "-"), uid) {
@@ -323,13 +327,35 @@ func killProcesses(t *testing.T, uid, program string) {
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(group)))
 		must(t, err)
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			t.Fatal(err)
-		}
-		killed++
+		found = append(found, pid)
 	}
-	if killed != 1 {
-		t.Fatalf("killed %d processes, want one", killed)
+	return found
+}
+
+// bytesRead returns how much processes have read, from files and sockets.
+func bytesRead(t *testing.T, pids []int) (all int64) {
+	t.Helper()
+	for _, pid := range pids {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+		if err != nil {
+			continue // it ended
+		}
+		var read int64
+		_, err = fmt.Sscanf(string(raw), "rchar: %d", &read)
+		must(t, err)
+		all += read
+	}
+	return all
+}
+
+// killOne kills the only one of some processes, as a lack of memory would.
+func killOne(t *testing.T, pids []int) {
+	t.Helper()
+	if len(pids) != 1 {
+		t.Fatalf("%d processes to kill, want one", len(pids))
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Fatal(err)
 	}
 }
 
