@@ -63,8 +63,8 @@ type route struct {
 	ring  *Ring
 	// peers[i] are the connections to server i of the ring, at least one.
 	peers [][]*peer
-	// former is the ring by which others may still go until settled, nil if there is none.
-	former  *Ring
+	// former are the rings by which others may still go until settled.
+	former  []*Ring
 	settled time.Time
 }
 
@@ -106,7 +106,7 @@ func (c *Client) SetRing(d *Document) error {
 	if err != nil {
 		return fmt.Errorf("setting ring: %w", err)
 	}
-	former, err := d.formerRing()
+	former, err := d.formerRings()
 	if err != nil {
 		return fmt.Errorf("setting ring: %w", err)
 	}

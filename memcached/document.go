@@ -22,6 +22,9 @@ const (
 	// MaxServers is the most servers that a ring may hold.
 	MaxServers = 1000
 
+	// MaxFormer is the most former rings that a document may name.
+	MaxFormer = 8
+
 	// MaxDocumentBytes is the largest ring document that ParseDocument reads: what a ConfigMap can hold.
 	MaxDocumentBytes = 1 << 20
 
@@ -46,9 +49,9 @@ type Document struct {
 	HashTag string `json:"hashTag,omitempty"`
 	// Servers are the members of the ring, at most MaxServers; none is a cache that always misses.
 	Servers []Server `json:"servers"`
-	// Former are the names of the servers of the ring before, by which others may still go for SettleTime. An empty list says
-	// that there were none; nil says that nobody goes by another ring.
-	Former []string `json:"former,omitzero"`
+	// Former are the rings before, by the names of their servers, at most MaxFormer: others may still go by them for
+	// SettleTime. A ring without names moves every key.
+	Former [][]string `json:"former,omitempty"`
 }
 
 // Server is one slot of a ring.
@@ -88,12 +91,17 @@ func (d *Document) Ring() (*Ring, error) {
 	return NewRing(d.HashTag, d.Servers)
 }
 
-// formerRing returns the ring before, nil if nobody goes by it.
-func (d *Document) formerRing() (*Ring, error) {
-	if d.Former == nil {
-		return nil, nil
+// formerRings returns the rings by which others may still go.
+func (d *Document) formerRings() ([]*Ring, error) {
+	var rings []*Ring
+	for _, names := range d.Former {
+		ring, err := NewRing(d.HashTag, serversNamed(names))
+		if err != nil {
+			return nil, err
+		}
+		rings = append(rings, ring)
 	}
-	return NewRing(d.HashTag, d.formerServers())
+	return rings, nil
 }
 
 // Marshal returns the document as JSON, the same bytes for the same ring in whatever order its servers are listed. It
@@ -107,8 +115,11 @@ func (d *Document) Marshal() ([]byte, error) {
 	if sorted.Servers == nil {
 		sorted.Servers = []Server{}
 	}
-	sorted.Former = slices.Clone(d.Former)
-	slices.Sort(sorted.Former)
+	sorted.Former = make([][]string, len(d.Former))
+	for i, names := range d.Former {
+		sorted.Former[i] = append([]string{}, names...)
+		slices.Sort(sorted.Former[i])
+	}
 	slices.SortFunc(sorted.Servers, func(a, b Server) int { return cmp.Compare(a.ringName(), b.ringName()) })
 	data, err := json.MarshalIndent(&sorted, "", "  ")
 	if err != nil {
@@ -149,16 +160,21 @@ func (d *Document) validate() error {
 	if err := validateServers(d.Servers); err != nil {
 		return err
 	}
-	if err := validateServers(d.formerServers()); err != nil {
-		return fmt.Errorf("former: %w", err)
+	if len(d.Former) > MaxFormer {
+		return fmt.Errorf("former: %d rings are more than %d", len(d.Former), MaxFormer)
+	}
+	for i, names := range d.Former {
+		if err := validateServers(serversNamed(names)); err != nil {
+			return fmt.Errorf("former[%d]: %w", i, err)
+		}
 	}
 	return nil
 }
 
-// formerServers are the servers of the ring before, whose addresses nobody needs.
-func (d *Document) formerServers() []Server {
-	servers := make([]Server, len(d.Former))
-	for i, name := range d.Former {
+// serversNamed are servers whose addresses nobody needs.
+func serversNamed(names []string) []Server {
+	servers := make([]Server, len(names))
+	for i, name := range names {
 		servers[i].Name = name
 	}
 	return servers

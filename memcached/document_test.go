@@ -105,7 +105,9 @@ func TestParseDocumentNamesTheFieldAtFault(t *testing.T) {
 		"identity too long": {
 			`{"hash":"KetamaMD5","servers":[{"name":"a","identity":"` + strings.Repeat("a", 127) + `"}]}`, "servers[0].identity",
 		},
-		"identity with a space": {`{"hash":"KetamaMD5","servers":[{"name":"a","identity":"a b"}]}`, "servers[0].identity"},
+		"identity with a space":     {`{"hash":"KetamaMD5","servers":[{"name":"a","identity":"a b"}]}`, "servers[0].identity"},
+		"too many former rings":     {`{"hash":"KetamaMD5","former":[[],[],[],[],[],[],[],[],[]]}`, "former"},
+		"former ring of a bad name": {`{"hash":"KetamaMD5","former":[["a"],["a b"]]}`, "former[1]"},
 		"one name twice": {
 			`{"hash":"KetamaMD5","servers":[{"name":"a"},{"name":"b"},{"name":"a:11211"}]}`, "servers[2].name",
 		},

@@ -51,7 +51,7 @@ func (x *exchange) begin(c *Client, r *request, affinity int) {
 	if n == 0 {
 		return
 	}
-	if rt.former != nil {
+	if len(rt.former) > 0 {
 		r.settle(rt, time.Now())
 	}
 	if len(x.partOf) < n {

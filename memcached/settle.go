@@ -33,10 +33,13 @@ func (r *request) settle(rt *route, now time.Time) {
 	}
 }
 
-// moved reports whether the key has another owner than in the ring before.
+// moved reports whether the key has another owner than in a ring before.
 func (rt *route) moved(key []byte) bool {
-	before := rt.former.owner(key)
-	return before < 0 || rt.former.servers[before].ringName() != rt.ring.servers[rt.ring.owner(key)].ringName()
+	now := rt.ring.servers[rt.ring.owner(key)].ringName()
+	return slices.ContainsFunc(rt.former, func(ring *Ring) bool {
+		before := ring.owner(key)
+		return before < 0 || ring.servers[before].ringName() != now
+	})
 }
 
 // sooner returns an exptime bounded by some seconds from now.

@@ -16,7 +16,7 @@ import (
 func TestNothingOutlivesAnUnsettledRing(t *testing.T) {
 	servers := memcachedtest.StartRing(t, 2)
 	d := documentOf(servers...)
-	d.Former = []string{d.Servers[0].Name}
+	d.Former = [][]string{{d.Servers[1].Name, d.Servers[0].Name}, {d.Servers[0].Name}}
 	stays, moves := keysOf(t, d, 0, 1)[0], keysOf(t, d, 1, 1)[0]
 	const most, never = int64(SettleTime / time.Second), int64(-1)
 	now := time.Now().Unix()
@@ -59,7 +59,7 @@ func TestNothingOutlivesAnUnsettledRing(t *testing.T) {
 func TestFirstRingIsUnsettled(t *testing.T) {
 	server := memcachedtest.Start(t)
 	d := documentOf(server)
-	d.Former = []string{}
+	d.Former = [][]string{nil}
 	data, err := d.Marshal()
 	if err != nil {
 		t.Fatal(err)

@@ -261,7 +261,7 @@ func nextRing(m *v1alpha1.Memcached, seen observed, members []int32, now time.Ti
 	}
 	if seen.ring == nil || kept != len(old) || kept != len(members) {
 		next.document.Epoch++
-		next.document.Former = formerNames(seen.ring, now)
+		next.document.Former = formerRings(seen.ring, now)
 	} else {
 		next.document.Former, next.changedAt = seen.ring.document.Former, seen.ring.changedAt
 	}
@@ -269,20 +269,24 @@ func nextRing(m *v1alpha1.Memcached, seen observed, members []int32, now time.Ti
 	return next
 }
 
-// formerNames returns the names of the servers by which clients may still go when the ring changes: those of the ring as it
-// is or, if it has not settled, of the one before. Before the first ring there is none.
-func formerNames(ring *publishedRing, now time.Time) []string {
-	names := []string{}
+// formerRings returns the rings by which clients may still go when the ring changes: the one that is and, unless it has
+// settled, those before. Where there was none, or too many, it is one without servers.
+func formerRings(ring *publishedRing, now time.Time) [][]string {
 	if ring == nil {
-		return names
+		return [][]string{nil}
 	}
-	if now.Sub(ring.changedAt) < mc.SettleTime && ring.document.Former != nil {
-		return ring.document.Former
+	var former [][]string
+	if now.Sub(ring.changedAt) < mc.SettleTime {
+		former = slices.Clone(ring.document.Former)
 	}
+	if len(former) == mc.MaxFormer {
+		return [][]string{nil}
+	}
+	var names []string
 	for _, server := range ring.document.Servers {
 		names = append(names, server.Name)
 	}
-	return names
+	return append(former, names)
 }
 
 // formerServers returns the addresses of instances that have been in a ring and are not in the next one. One is forgotten

@@ -201,3 +201,33 @@ func TestRingOfStrangersIsRebuilt(t *testing.T) {
 		t.Errorf("%d replicas, epoch %d, members (-want +got):\n%s", p.replicas, p.ring.document.Epoch, diff)
 	}
 }
+
+// TestFormerRings: clients may go by every ring that was in force since the last one that had settled.
+func TestFormerRings(t *testing.T) {
+	m := &v1alpha1.Memcached{ObjectMeta: metav1.ObjectMeta{Namespace: "ml", Name: "features"}}
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	names := func(ordinals ...int32) []string {
+		var list []string
+		for _, ordinal := range ordinals {
+			list = append(list, serverName(m, ordinal))
+		}
+		return list
+	}
+	settled, unsettled := ringOf(m, now.Add(-mc.SettleTime), 0, 1), ringOf(m, now.Add(-time.Minute), 0, 1)
+	unsettled.document.Former, settled.document.Former = [][]string{names(0)}, [][]string{names(0)}
+	many := ringOf(m, now, 0)
+	many.document.Former = make([][]string, mc.MaxFormer)
+	for what, tc := range map[string]struct {
+		ring *publishedRing
+		want [][]string
+	}{
+		"before the first ring": {nil, [][]string{nil}},
+		"a settled ring":        {settled, [][]string{names(0, 1)}},
+		"an unsettled ring":     {unsettled, [][]string{names(0), names(0, 1)}},
+		"too many":              {many, [][]string{nil}},
+	} {
+		if diff := cmp.Diff(tc.want, formerRings(tc.ring, now)); diff != "" {
+			t.Errorf("%s: former rings (-want +got):\n%s", what, diff)
+		}
+	}
+}
