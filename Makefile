@@ -5,12 +5,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-# Tests, lint and programs compile with the same settings, so that each dependency is compiled once.
-export CGO_ENABLED := 0
-export GOFLAGS := -trimpath $(GOFLAGS)
-
 BIN := bin
 GO ?= go
+
+# Tests, lint and programs compile with the same settings, so that each dependency is compiled once.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath $(shell $(GO) env GOFLAGS)
+
 TOOL := $(GO) tool -modfile=go.tools.mod
 PROGRAMS := manager featurecache preloader preloader-gpu kubectl-outrigger
 
