@@ -43,7 +43,8 @@ type part struct {
 }
 
 // begin finds the servers of the request's keys and writes what each of them is asked, which for a store lacks its data
-// still. It changes the expiry of the request while the ring settles. Requests with the same affinity reach a server in the order in which they are submitted.
+// still. It changes the expiry of the request while the ring settles. Requests with the same affinity reach a server in
+// the order in which they are submitted.
 func (x *exchange) begin(c *Client, r *request, affinity int) {
 	x.cmd, x.keys = r.cmd, len(r.keys)
 	rt := c.route.Load()

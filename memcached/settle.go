@@ -22,7 +22,8 @@ func (c command) expires() bool {
 	return c.stores() || c.touches() || c == cmdTouch
 }
 
-// settle has the request expire no later than the ring has settled, if it concerns a key that has another owner than before.
+// settle has the request expire no later than the ring has settled, if it concerns a key that has another owner than
+// before.
 func (r *request) settle(rt *route, now time.Time) {
 	left := rt.settled.Sub(now)
 	if left <= 0 || !r.cmd.expires() {
