@@ -83,8 +83,9 @@ type Cache struct {
 	root *os.Root
 	// limit bounds the sum of the entries' sizes, in bytes.
 	limit int64
-	// now is the clock.
-	now func() time.Time
+	// now is the clock, and space returns the size of the file system and what of it is free, in bytes.
+	now   func() time.Time
+	space func(*os.Root) (size, free int64, err error)
 }
 
 // Open opens the cache in a directory, which must exist. A limit of 0 stands for
@@ -94,7 +95,7 @@ func Open(dir string, limit int64) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the node's cache: %w", err)
 	}
-	c := &Cache{root: root, limit: limit, now: time.Now}
+	c := &Cache{root: root, limit: limit, now: time.Now, space: spaceOf}
 	for _, sub := range []string{objectsDir, tempDir, locksDir} {
 		if err := c.mkdir(sub); err != nil {
 			c.Close()
@@ -102,7 +103,7 @@ func Open(dir string, limit int64) (*Cache, error) {
 		}
 	}
 	if limit == 0 {
-		if c.limit, _, err = c.space(); err != nil {
+		if c.limit, _, err = c.space(root); err != nil {
 			c.Close()
 			return nil, err
 		}
@@ -125,9 +126,9 @@ func (c *Cache) mkdir(dir string) error {
 	return nil
 }
 
-// space returns the size of the file system and what of it is free, in bytes.
-func (c *Cache) space() (size, free int64, err error) {
-	dir, err := c.root.Open(".")
+// spaceOf asks the file system.
+func spaceOf(root *os.Root) (size, free int64, err error) {
+	dir, err := root.Open(".")
 	if err != nil {
 		return 0, 0, fmt.Errorf("looking at the node's cache: %w", err)
 	}

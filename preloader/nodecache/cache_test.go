@@ -25,6 +25,8 @@ func open(t *testing.T, dir string, limit int64) *Cache {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
+	// Whatever the disk of this machine has room for.
+	c.space = func(*os.Root) (size, free int64, err error) { return 1 << 40, 1 << 39, nil }
 	return c
 }
 
@@ -217,6 +219,34 @@ func TestTheLeastRecentlyUsedGoesFirst(t *testing.T) {
 		}
 	}
 	leftovers(t, dir, 3)
+}
+
+// TestCopiesLeaveATenthOfTheDisk: the kubelet would evict pods.
+func TestCopiesLeaveATenthOfTheDisk(t *testing.T) {
+	c := open(t, t.TempDir(), 1<<20)
+	content := strings.Repeat("x", 50)
+	for _, step := range []struct {
+		key     string
+		free    int64
+		linked  bool
+		wantErr error
+		want    []string
+	}{
+		{key: "a", free: 150, want: []string{"a"}},
+		{key: "b", free: 149, want: []string{"b"}},
+		{key: "c", free: 90, wantErr: ErrNoRoom, want: []string{"b"}},
+		{key: "d", free: 90, linked: true, want: []string{"b", "d"}},
+	} {
+		c.space = func(*os.Root) (size, free int64, err error) { return 1000, step.free, nil }
+		if err := put(t, c, step.key, content, step.linked); !errors.Is(err, step.wantErr) {
+			t.Errorf("%s: error %v, want %v", step.key, err, step.wantErr)
+		}
+		for _, key := range []string{"a", "b", "c", "d"} {
+			if _, ok := get(t, c, key, 50); ok != slices.Contains(step.want, key) {
+				t.Errorf("after %s with %d bytes free: %s is there: %t", step.key, step.free, key, ok)
+			}
+		}
+	}
 }
 
 func TestWhatIsInUseStays(t *testing.T) {

@@ -186,7 +186,7 @@ func (c *Cache) makeRoom(more int64, onDisk bool) error {
 		excess += e.size
 	}
 	if onDisk {
-		size, free, err := c.space()
+		size, free, err := c.space(c.root)
 		if err != nil {
 			return err
 		}
