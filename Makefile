@@ -76,6 +76,11 @@ bench-rollout: ## Measure how soon a wish reaches the route, beside Argo Rollout
 lint: ## Lint everything.
 	$(TOOL) golangci-lint run
 
+.PHONY: tools
+tools: ## Compile the linters and generators, which `make verify` does as well.
+	$(TOOL) golangci-lint version
+	$(TOOL) controller-gen --version
+
 .PHONY: verify
 verify: generate lint ## Generate, lint and tidy; fail if anything differs from what is committed.
 	$(GO) mod tidy
