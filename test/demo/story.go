@@ -169,10 +169,11 @@ func (s *story) features(ctx context.Context) error {
 			}
 		}
 	}
-	// The first requests fill the cache. On a busy machine a look-up may miss its 20 ms and count as a miss.
+	// The first requests fill the cache, each as far as its time goes. On a busy machine that is not far, and a look-up
+	// may miss its 20 ms and count as a miss.
 	var answer cluster.Answer
 	asked := 0
-	for asked < 10 && answer.Hits < len(s.digits) {
+	for began := time.Now(); answer.Hits < len(s.digits) && time.Since(began) < 20*time.Second; {
 		if answer, err = s.cluster.Predict(ctx, pod, "torch-mnist", s.digits); err != nil {
 			return err
 		}
